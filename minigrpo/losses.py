@@ -1,0 +1,101 @@
+"""The loss of all three objectives: a clipped surrogate and a KL term per token, weighted, then reduced once.
+
+Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
+
+Departures: the paper writes an objective to maximise, here is its negative; the paper's theorem has no clipping
+(μ = 1), `epsilon` adds PPO's. Shapes: G completions, T tokens, V vocabulary; "…" is any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minigrpo.checks import check_loss_options, check_not_empty, check_tensor
+
+
+def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
+    """Read the log-probability of each sampled token off the logits at its place.
+
+        ln π_θ(y_{i,t}) = z_{y_{i,t}} − ln Σᵥ exp zᵥ
+
+    Args: logits float (…, T, V), where place t predicts token t; completion_ids int (…, T) in [0, V).
+    Returns: (…, T) in nats, in the dtype of `logits`.
+    Raises: TypeError for wrong dtypes, ValueError for shapes that do not fit.
+    """
+    check_tensor("logits", logits, "float")
+    check_tensor("completion_ids", completion_ids, "int", logits.shape[:-1])
+    chosen = logits.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(dim=-1)
+
+
+def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """Estimate KL(π_θ ‖ π_ref) at each sampled token: never negative, 0 where the two agree.
+
+        k3 = π_ref/π_θ − ln(π_ref/π_θ) − 1        (the paper's D_{i,t} is β·k3)
+
+    Args: logps, ref_logps float (…, T), in nats.
+    Returns: (…, T) in nats; `ref_logps` is a constant, no gradient flows into it.
+    """
+    log_ratio = ref_logps.detach() - logps
+    return log_ratio.exp() - log_ratio - 1
+
+
+def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, epsilon: float | None = None) -> Tensor:
+    """Weigh the probability ratio by the advantage, with PPO's clip where `epsilon` is given.
+
+        P_{i,t} = π_θ(y_{i,t}) / π_old(y_{i,t});   min( P·A, clip(P, 1 − ε, 1 + ε)·A ),   or P·A without ε
+
+    Args: logps, old_logps float (…, T), in nats; advantages (…, T); epsilon > 0 or None.
+    Returns: (…, T), to maximise; `old_logps` is a constant, no gradient flows into it.
+    """
+    ratio = (logps - old_logps.detach()).exp()
+    if epsilon is None:
+        return ratio * advantages
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
+
+
+def policy_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    step_weights: Tensor,
+    completion_mask: Tensor,
+    *,
+    epsilon: float | None = None,
+    beta: float = 0.0,
+    ref_logps: Tensor | None = None,
+    aggregation: str = "token-mean",
+    num_tokens: int | Tensor | None = None,
+) -> Tensor:
+    """Reduce the objective to the scalar to minimise; it never asks which objective it is.
+
+        loss = −Σ step_weights·( surrogate − β·k3 ) / Σ mask
+
+    Args: logps, old_logps, advantages, step_weights float (…, T), completion_mask bool (…, T), all of one shape;
+        epsilon: PPO's clip range, None for no clip; beta ≥ 0 weighs the KL term and needs `ref_logps` (…, T).
+        aggregation: "token-mean" divides by Σ mask (DAPO; the theorem's), or by `num_tokens` where given: the whole
+        batch's count when gradients accumulate over micro-batches, a constant for Dr. GRPO. "seq-mean" is the mean
+        over rows of each row's mean, 1/len(y⁽ⁱ⁾) (the theorem fails under it).
+    Returns: scalar. Gradient flows through `logps` alone.
+    Raises: TypeError or ValueError for wrong dtypes or shapes, no unmasked token and no `num_tokens`, options out of
+        range, an unknown aggregation, or β > 0 without `ref_logps`.
+    """
+    check_tensor("logps", logps, "float")
+    for name, value in (("old_logps", old_logps), ("advantages", advantages), ("step_weights", step_weights)):
+        check_tensor(name, value, "float", logps.shape)
+    check_tensor("completion_mask", completion_mask, "bool", logps.shape)
+    check_loss_options(epsilon, beta, aggregation, num_tokens, has_reference=ref_logps is not None)
+    if ref_logps is not None:
+        check_tensor("ref_logps", ref_logps, "float", logps.shape)
+
+    per_token = clipped_surrogate(logps, old_logps, advantages, epsilon)
+    if beta > 0:
+        per_token = per_token - beta * kl_k3(logps, ref_logps)
+    weighted = torch.where(completion_mask, step_weights * per_token, 0)  # (…, T), 0 where masked
+    if aggregation == "seq-mean":
+        return -(weighted.sum(dim=-1) / completion_mask.sum(dim=-1).clamp(min=1)).mean()
+    if num_tokens is None:
+        check_not_empty(completion_mask)
+        num_tokens = completion_mask.sum()
+    return -weighted.sum() / num_tokens

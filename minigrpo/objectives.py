@@ -1,0 +1,91 @@
+"""GRPO with outcome rewards, its process-reward twin, and λ-GRPO, each as (advantages, step_weights).
+
+All three are one loss, `minigrpo.policy_loss`, with different tensors in it:
+
+    L = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ step_weights_{i,t} · ( P_{i,t}·advantages_{i,t} − D_{i,t} )
+
+Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154. A different paper
+(arXiv 2510.06870, a learnable length preference) also calls its method λ-GRPO.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minigrpo.checks import check_choice, check_rewards, check_scored_group
+from minigrpo.steps import step_mean, step_sizes
+
+SCALES = {"std": 1, "population": 0, "none": None}  # ddof; "std" is the paper's, its code's and TRL's
+
+
+def group_advantages(rewards: Tensor, *, scale: str = "std", eps: float = 1e-4) -> Tensor:
+    """Compare each completion's outcome reward with its group.
+
+        aᵢ = (rᵢ − mean r) / (std r + eps)
+
+    Args: rewards float (…, G), in the task's units; scale "std" (unbiased), "population", or "none" for no division
+        (Dr. GRPO: aᵢ = rᵢ − mean r, in the units of the rewards); eps in the units of the rewards.
+    Returns: (…, G) in the dtype of `rewards`, in standard deviations; exactly 0 for a group of equal rewards.
+    Raises: TypeError for a wrong dtype; ValueError for a wrong shape, G < 2, NaN or infinity, an unknown scale.
+    """
+    check_rewards(rewards)
+    check_choice("scale", scale, SCALES)
+    shifted = rewards - rewards[..., :1]  # so that equal rewards give 0, and not their rounding divided by eps
+    centred = shifted - shifted.mean(dim=-1, keepdim=True)
+    if scale == "none":
+        return centred
+    return centred / (shifted.std(dim=-1, correction=SCALES[scale], keepdim=True) + eps)
+
+
+def grpo(
+    rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor, *, scale: str = "std", eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """GRPO with outcome rewards (ORM-GRPO): every token of y⁽ⁱ⁾ carries aᵢ.
+
+        L_GRPO = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ ( P_{i,t}·aᵢ − D_{i,t} )
+
+    Args: rewards float (…, G), completion_ids int (…, G, T), completion_mask bool (…, G, T); scale and eps as in
+        `group_advantages`.
+    Returns: advantages and step_weights, both (…, G, T) in the dtype of `rewards`, 0 where masked.
+    Raises: TypeError or ValueError as `group_advantages` and `check_group`.
+    """
+    check_scored_group(rewards, completion_ids, completion_mask)
+    a = group_advantages(rewards, scale=scale, eps=eps).unsqueeze(-1)  # (…, G, 1)
+    mask = completion_mask.to(rewards.dtype)
+    return a * mask, mask
+
+
+def prm(
+    rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor, *, scale: str = "std", eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """The explicit Monte-Carlo process reward objective: every token carries the advantage of its step.
+
+        A_{i,t} = (R_{i,t} − mean r) / (std r + eps) = mean of a over λ^(i,t)
+        L_PRM   = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ ( P_{i,t}·A_{i,t} − D_{i,t} )
+
+    Args, Returns, Raises: as `grpo`.
+    """
+    check_scored_group(rewards, completion_ids, completion_mask)
+    a = group_advantages(rewards, scale=scale, eps=eps)  # (…, G)
+    mask = completion_mask.to(rewards.dtype)
+    return step_mean(a, completion_ids, completion_mask), mask
+
+
+def lambda_grpo(
+    rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor, *, scale: str = "std", eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """λ-GRPO: each process step counts once, however often it was sampled; the normaliser stays.
+
+        L_λ = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ ( P_{i,t}·aᵢ − D_{i,t} ) / |λ^(i,t)|
+
+    It is no longer an unbiased policy gradient: of two branches with the same A > 0 it pushes towards the rarer.
+
+    Args, Returns, Raises: as `grpo`; step_weights are 1/|λ^(i,t)|.
+    """
+    check_scored_group(rewards, completion_ids, completion_mask)
+    a = group_advantages(rewards, scale=scale, eps=eps).unsqueeze(-1)  # (…, G, 1)
+    mask = completion_mask.to(rewards.dtype)
+    return a * mask, mask / step_sizes(completion_ids, completion_mask).clamp(min=1)
+
+
+OBJECTIVES = {"grpo": grpo, "prm": prm, "lambda_grpo": lambda_grpo}
