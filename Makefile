@@ -1,0 +1,71 @@
+# `make demo` and `make test` do all the set-up themselves; `make` alone lists the targets.
+# Another interpreter: PYTHON=python3.12 make demo.    Arguments: make test ARGS="-k steps"
+ARGS     ?=
+VENV_PY  := .venv/bin/python
+VERSION  := import sys; print("%d.%d" % sys.version_info[:2])
+IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+FAIL     := fail() { echo "minigrpo: $$*" >&2; exit 1; }
+
+# pip into .venv, its output into the log: $(call install,arguments)
+define install
+	$(VENV_PY) -m pip install --disable-pip-version-check --no-input --progress-bar off $(1) >.venv/install.log 2>&1 \
+	  || { echo "minigrpo: pip failed; .venv/install.log has it all, and ends with:" >&2; tail -n 4 .venv/install.log >&2; exit 1; }
+endef
+
+.PHONY: help venv demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (about two minutes)
+	@echo "Running python -m minigrpo demo $(ARGS)"
+	@$(VENV_PY) -m minigrpo demo $(ARGS)
+
+test: .venv/.installed-dev ## set up, then the tests
+	@echo "Running pytest $(ARGS)"
+	@$(VENV_PY) -m pytest $(ARGS)
+
+lint: .venv/.installed-dev ## check style and format, change nothing
+	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
+
+format: .venv/.installed-dev ## mend style and format
+	@$(VENV_PY) -m ruff check --fix . && $(VENV_PY) -m ruff format .
+
+bench: .venv/.installed ## run every script in benchmarks/, one after the other
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "Running $$script"; $(VENV_PY) "$$script" $(ARGS); done
+
+clean: ## remove caches and build output (keeps .venv and runs/)
+	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Runs every time, in a fraction of a second: makes .venv if there is none, or says what is wrong with the one there is.
+venv:
+	@$(FAIL); if [ -e .venv ] || [ -L .venv ]; then \
+	  has=`$(VENV_PY) -c 'import pip; $(VERSION)' 2>/dev/null` && $(VENV_PY) -c '$(IN_RANGE)' \
+	    || fail ".venv is half made, broken or not Python 3.10 to 3.13: remove it with 'rm -rf .venv' and run this again"; \
+	  [ -z "$$PYTHON" ] || [ "`"$$PYTHON" -c '$(VERSION)' 2>/dev/null`" = "$$has" ] \
+	    || fail ".venv has Python $$has, not that of PYTHON=$$PYTHON: remove it with 'rm -rf .venv' and run this again"; \
+	  exit 0; \
+	fi; \
+	if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; else set -- python3 python3.13 python3.12 python3.11 python3.10; fi; \
+	found=; tried=; for py in "$$@"; do \
+	  version=`"$$py" -c '$(VERSION)' 2>/dev/null` || version=missing; tried="$$tried, $$py: $$version"; \
+	  if "$$py" -c '$(IN_RANGE)' 2>/dev/null; then found=$$py; break; fi; \
+	done; \
+	[ -n "$$found" ] || fail "needs Python 3.10 to 3.13 (tried$${tried#,}): install one, or name it as in PYTHON=python3.12 make demo"; \
+	echo "Creating .venv with Python $$version ($$found)"; \
+	trap 'rm -rf .venv; exit 130' HUP INT TERM; \
+	why=`{ "$$found" -c 'import ensurepip' && "$$found" -m venv .venv; } 2>&1` || { rm -rf .venv; \
+	  fail "Python $$version cannot make .venv (Debian, Ubuntu: apt install python3-venv or python$$version-venv): `echo "$$why" | tail -n 1`"; }
+
+# The stamps are written last, so an install that stops half-way has none and runs again.
+.venv/.installed: requirements.txt pyproject.toml | venv
+	@echo "Installing requirements (a few minutes the first time, torch is large; log in .venv/install.log)"
+	@$(call install,-r requirements.txt -e .)
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@echo "Installing what the tests need (log in .venv/install.log)"
+	@$(call install,-e ".[dev]")
+	@touch $@
