@@ -99,29 +99,23 @@ def intermediate_proportion(completion_ids: Tensor, completion_mask: Tensor) -> 
 
 
 def _process_sets(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Label each token's set λ^(i,t) by a number in [0, G) that is its own among the sets of token t: (…, G, T).
+    """Label each token's set λ^(i,t) by a number that no other set of token t has: (…, G, T) → int64 (P·G, T).
 
-    Rows are sorted so that equal prefixes stand together; a set is then a run of neighbours that agree so far.
+    Rows are sorted once so that equal prefixes stand together: a set is then a run of neighbours that agree so far.
     """
-    tokens = (_dense_rank(completion_ids) + 1).masked_fill(~completion_mask, 0)  # (…, G, T), 0: ended
-    rank, base = tokens, tokens.shape[-2] + 1
-    while rank.shape[-1] > 1:  # ranks of neighbouring columns merge into the rank of the longer run: T/2, T/4, … 1
-        rank = F.pad(rank, (0, rank.shape[-1] % 2))
-        rank = _dense_rank(rank[..., 0::2] * base + rank[..., 1::2])
-    order = rank.argsort(dim=-2).expand_as(tokens)
-    rows = tokens.gather(-2, order)
-    agree = (rows[..., 1:, :] == rows[..., :-1, :]) & (rows[..., 1:, :] > 0)
-    starts = 1 - agree.cumprod(dim=-1)  # 1 where a row opens a new set
-    return torch.empty_like(rows).scatter(-2, order, F.pad(starts.cumsum(dim=-2), (0, 0, 1, 0)))
-
-
-def _dense_rank(values: Tensor) -> Tensor:
-    """Rank each entry among the G of its column, equal entries sharing a rank: (…, G, T) → int64 in [0, G)."""
-    ordered, order = values.sort(dim=-2)
-    rank = (ordered[..., 1:, :] != ordered[..., :-1, :]).cumsum(dim=-2)
-    return torch.empty_like(order).scatter(-2, order, F.pad(rank, (0, 0, 1, 0)))
+    G, T = completion_ids.shape[-2:]
+    ids = completion_ids.long().reshape(-1, T)
+    ended = ids.min().clamp(max=0) - 1  # sorts before every id, and equals none
+    group = torch.arange(len(ids), device=ids.device) // G  # a first token that keeps groups apart
+    rows = torch.cat([group.unsqueeze(1), torch.where(completion_mask.reshape(-1, T), ids, ended)], dim=1)
+    order = torch.unique(rows, dim=0, return_inverse=True)[1].argsort()  # lexicographic
+    rows = rows[order]
+    agree = ((rows[1:] == rows[:-1]) & (rows[1:] != ended)).cumprod(dim=1)[:, 1:]  # (P·G − 1, T), with the row above
+    label = F.pad((1 - agree).cumsum(dim=0), (0, 0, 1, 0))
+    return torch.empty_like(label).index_copy(0, order, label)
 
 
 def _sum_over_sets(values: Tensor, sets: Tensor) -> Tensor:
     """Sum (…, G, T) over the members of each token's set, and give every member the sum."""
-    return torch.zeros_like(values).scatter_add(-2, sets, values).gather(-2, sets)
+    rows = values.reshape(sets.shape)
+    return torch.zeros_like(rows).scatter_add(0, sets, rows).gather(0, sets).reshape(values.shape)
