@@ -19,12 +19,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (about two minutes)
-	@echo "Running python -m minigrpo demo $(ARGS)"
-	@$(VENV_PY) -m minigrpo demo $(ARGS)
+	$(VENV_PY) -m minigrpo demo $(ARGS)
 
 test: .venv/.installed-dev ## set up, then the tests
-	@echo "Running pytest $(ARGS)"
-	@$(VENV_PY) -m pytest $(ARGS)
+	$(VENV_PY) -m pytest $(ARGS)
 
 lint: .venv/.installed-dev ## check style and format, change nothing
 	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
