@@ -1,5 +1,6 @@
 """minigrpo: GRPO is a process reward method, and λ-GRPO mends its flaw. See the README for the way in."""
 
+from minigrpo import envs  # registers the toy tasks with Gymnasium
 from minigrpo.losses import clipped_surrogate, kl_k3, policy_loss, token_logps
 from minigrpo.objectives import OBJECTIVES, group_advantages, grpo, lambda_grpo, prm
 from minigrpo.steps import (
@@ -18,6 +19,7 @@ __all__ = [
     "OBJECTIVES",
     "ProcessTree",
     "clipped_surrogate",
+    "envs",
     "group_advantages",
     "grpo",
     "intermediate_proportion",

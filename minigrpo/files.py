@@ -1,0 +1,43 @@
+"""Writing results so that a reader never meets half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file whole: to a temporary file beside it, which is then renamed over it. Makes missing folders.
+
+    Raises: OSError, with the path in it, where the file can't be written; what stood there before stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a value as indented JSON, whole. Raises: as `write_text`; ValueError for NaN or infinity."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before long work whether a file can be written. Raises: OSError, with the path in it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass

@@ -1,0 +1,176 @@
+"""The toy training loop: sample groups, ask an objective for its tensors, minimise one loss.
+
+It reads top to bottom as the algorithm does; the three objectives differ in one look-up.
+Departures from the paper's setting are options, all off by default: several iterations a batch, clipping, a KL term.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minigrpo.checks import check_choice, check_loss_options
+from minigrpo.files import write_json
+from minigrpo.losses import kl_k3, policy_loss, token_logps
+from minigrpo.objectives import OBJECTIVES, SCALES
+from minigrpo.policies import POLICIES, make_policy
+from minigrpo.rollout import make_envs, sample_group, stack_groups, state_action_ids
+from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one toy run."""
+
+    env_id: str = "minigrpo/PathTree-v0"  # a Gymnasium id with Discrete spaces
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)  # its arguments
+    policy: str = "tabular"  # one of POLICIES
+    objective: str = "grpo"  # one of OBJECTIVES
+    group_size: int = 16  # G, completions of a group
+    groups: int = 1  # P, groups sampled for an update, each from one start state
+    start_states: int = 1  # the groups take the reset seeds 0 … start_states − 1 in turn
+    updates: int = 250  # each samples anew
+    iterations: int = 1  # μ, optimiser steps on one sampled batch
+    optimizer: str = "sgd"  # one of OPTIMIZERS
+    learning_rate: float = 5.0
+    epsilon: float | None = None  # clip range of the ratio; None: no clip
+    beta: float = 0.0  # weight of the KL term towards the initial policy
+    scale: str = "std"  # what divides the advantages, one of SCALES
+    aggregation: str = "token-mean"  # the loss's denominator, as in `policy_loss`
+    step_key: str = "actions"  # what makes tokens equal: "actions", or "states" for state and action
+    seed: int = 0  # of the weights and the samples
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range with a ValueError that names the field."""
+        for name, choices in (
+            ("policy", POLICIES),
+            ("objective", OBJECTIVES),
+            ("optimizer", OPTIMIZERS),
+            ("scale", SCALES),
+            ("step_key", ("actions", "states")),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        for name, least in (("group_size", 2), ("groups", 1), ("start_states", 1), ("updates", 1), ("iterations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        check_loss_options(self.epsilon, self.beta, self.aggregation, None, has_reference=True)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` leaves: the policy, one row of metrics an update, and whether it ran to its end."""
+
+    policy: nn.Module
+    rows: list[dict[str, float]]
+    finished: bool
+
+
+def train(config: Config, *, out: str | Path | None = None, progress: bool = True) -> TrainResult:
+    """Train a policy on a toy task; the same config gives the same rows.
+
+    Args: config; out: a folder for `config.json` and `metrics.jsonl` (one line an update, written as it goes);
+        progress: show a bar.
+    Returns: TrainResult. Ctrl-C ends the run with the rows of the updates that were finished.
+    Raises: ValueError for a task that can't be made or a loss that is no number; OSError where `out` can't be
+        written; FileExistsError where it holds a run.
+    """
+    envs = make_envs(config.env_id, config.group_size, **config.env_kwargs)
+    S, A = int(envs[0].observation_space.n), int(envs[0].action_space.n)
+    policy = make_policy(config.policy, S, A, seed=config.seed)
+    reference = make_policy(config.policy, S, A, seed=config.seed).requires_grad_(False)
+    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    generator = torch.Generator().manual_seed(config.seed)
+    log = None if out is None else _new_log(Path(out), config)
+    rows: list[dict[str, float]] = []
+    bar = tqdm(range(config.updates), disable=not progress, desc=config.objective, unit=" updates")
+    try:
+        for update in bar:
+            # 1. Sample P groups of G completions, each group from one start state.
+            starts = [(update * config.groups + p) % config.start_states for p in range(config.groups)]
+            batch = stack_groups([sample_group(envs, policy, generator=generator, start_seed=s) for s in starts])
+            ids, mask = batch.completion_ids, batch.completion_mask  # (P, G, T)
+            step_ids = state_action_ids(batch, A) if config.step_key == "states" else ids
+            ref_logps = token_logps(reference(batch.states, ids), ids)
+
+            # 2. The objective turns rewards and shared prefixes into advantages and step weights.
+            objective = OBJECTIVES[config.objective]
+            advantages, step_weights = objective(batch.rewards, step_ids, mask, scale=config.scale)
+
+            # 3. Descend on the loss, μ times on these samples.
+            for _ in range(config.iterations):
+                logits = policy(batch.states, ids)
+                logps = token_logps(logits, ids)
+                loss = policy_loss(
+                    logps,
+                    batch.old_logps,
+                    advantages,
+                    step_weights,
+                    mask,
+                    epsilon=config.epsilon,
+                    beta=config.beta,
+                    ref_logps=ref_logps,
+                    aggregation=config.aggregation,
+                )
+                if not loss.isfinite():
+                    raise ValueError(f"learning_rate {config.learning_rate} broke the run: the loss is {loss.item()}")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+            # 4. Note what happened, as the last of these steps saw it.
+            row = {
+                "update": update,
+                "reward": batch.rewards.mean(),
+                "loss": loss.detach(),
+                "grad_norm": nn.utils.get_total_norm([p.grad for p in policy.parameters()]),
+                "entropy": _token_mean(torch.distributions.Categorical(logits=logits).entropy(), mask),
+                "kl": _token_mean(kl_k3(logps, ref_logps), mask),
+                "ratio": _token_mean((logps - batch.old_logps).exp(), mask),
+                **_group_metrics(step_ids, mask, batch.rewards),
+            }
+            rows.append({name: float(value) for name, value in row.items()} | {"update": update})
+            bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", refresh=False)
+            if log is not None:
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    except KeyboardInterrupt:
+        bar.close()
+        return TrainResult(policy, rows, finished=False)
+    return TrainResult(policy, rows, finished=True)
+
+
+def _group_metrics(step_ids: Tensor, mask: Tensor, rewards: Tensor) -> dict[str, Tensor]:
+    """Describe the trees of a batch (P, G, T): how long, how deep, how much shared."""
+    return {
+        "length": mask.sum(dim=-1).double().mean(),
+        "zero_variance": (rewards == rewards[..., :1]).all(dim=-1).double().mean(),
+        "path_depth": path_depth(step_ids, mask).double().mean(),
+        "intermediate_proportion": intermediate_proportion(step_ids, mask).mean(),
+        "step_size": _token_mean(step_sizes(step_ids, mask).double(), mask),
+    }
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Average (…, T) over the unmasked tokens."""
+    return values.detach()[mask].mean()
+
+
+def _new_log(out: Path, config: Config) -> Path:
+    """Begin a run's folder with its settings, and return where its metrics go."""
+    log = out / "metrics.jsonl"
+    if log.exists():
+        raise FileExistsError(f"{out} holds a run already: name another folder")
+    write_json(out / "config.json", dataclasses.asdict(config))
+    return log
