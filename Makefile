@@ -9,7 +9,8 @@ FAIL     := fail() { echo "minigrpo: $$*" >&2; exit 1; }
 # pip into .venv, its output into the log: $(call install,arguments)
 define install
 	$(VENV_PY) -m pip install --disable-pip-version-check --no-input --progress-bar off $(1) >.venv/install.log 2>&1 \
-	  || { echo "minigrpo: pip failed; .venv/install.log has it all, and ends with:" >&2; tail -n 4 .venv/install.log >&2; exit 1; }
+	  || { echo "minigrpo: pip failed; the reason, from .venv/install.log:" >&2; \
+	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
 .PHONY: help venv demo test lint format bench clean
