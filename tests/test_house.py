@@ -76,6 +76,7 @@ ENDS = {"viz", "cli", "llm", "integrations"}
 BASE = {"torch", "checks"}
 CORE = BASE | {"steps", "losses"}
 MIDDLE = CORE | {"numpy", "gymnasium", "objectives", "packing", "tree", "envs"}
+TOP = MIDDLE | {"tqdm", "files", "policies", "rollout"}
 MAY_IMPORT = {
     "checks": {"torch"},
     "steps": BASE,
@@ -83,11 +84,12 @@ MAY_IMPORT = {
     "objectives": CORE,
     "packing": CORE,
     "tree": set(),
+    "files": set(),
     "envs": {"gymnasium", "numpy"},
     "policies": MIDDLE,
     "rollout": MIDDLE,
-    "trainer": MIDDLE | {"tqdm", "policies", "rollout"},
-    "experiments": MIDDLE | {"tqdm", "policies", "rollout", "trainer"},
+    "trainer": TOP,
+    "experiments": TOP | {"trainer"},
 }
 
 
