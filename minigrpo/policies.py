@@ -79,8 +79,10 @@ class Block(nn.Module):
             y.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # (…, heads, T, W/heads)
             for y in self.qkv(self.norm1(x)).chunk(3, dim=-1)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(-2, -3).flatten(-2)
-        x = x + self.dropout(self.out(mixed))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (…, heads, T, T)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        mixed = scores.masked_fill(later, -math.inf).softmax(dim=-1) @ v
+        x = x + self.dropout(self.out(mixed.transpose(-2, -3).flatten(-2)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 

@@ -66,7 +66,7 @@ def process_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Te
 
         R_{i,t} = mean of r over λ^(i,t)
 
-    Args: rewards float (…, G), in the task's reward units; completion_ids int (…, G, T), completion_mask bool (…, G, T).
+    Args: rewards float (…, G), in the units of the task; completion_ids int, completion_mask bool (…, G, T).
     Returns: (…, G, T) in the dtype and units of `rewards`; 0 where masked.
     Raises: TypeError or ValueError as `step_mean` and `check_rewards`.
     """
