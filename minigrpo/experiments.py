@@ -43,6 +43,9 @@ PAPER_TABLE1 = {  # (n, r_neg): target frequency of GRPO, of λ-GRPO; five seeds
 }
 
 
+COMPARED = ("grpo", "lambda_grpo")
+
+
 @dataclass(frozen=True)
 class TrapConfig:
     """Settings of the trap; every run (cell × seed) of one objective trains at once."""
@@ -55,6 +58,9 @@ class TrapConfig:
     updates: int = 250
     window: int = 50  # the score is the target's frequency in the samples of this many last updates
     match_norm: bool = False  # scale each gradient to the norm that λ-GRPO's has on the same samples
+
+
+DEFAULT_TRAP = TrapConfig()
 
 
 def train_trap(
@@ -174,8 +180,49 @@ def check_trap(config: TrapConfig, seeds: int) -> None:
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate must be above 0, got {config.learning_rate}")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be above 0 and finite, got {config.learning_rate}")
+
+
+def table1(
+    config: TrapConfig = DEFAULT_TRAP, *, seeds: int = 30, progress: bool = True
+) -> tuple[list[dict], list[dict]]:
+    """Play the paper's Table 1: GRPO and λ-GRPO in the trap, six cells, paired seeds.
+
+    Returns: the rows and differences of `trap_rows`. Raises: as `run_trap`.
+    """
+    return trap_rows(run_trap(config, COMPARED, seeds, progress=progress), config)
+
+
+LEARNING_RATES = {  # where λ-GRPO's lead shows in all six cells, or the best we found: `table1 --controls` sweeps them
+    ("tabular", "sgd"): 20.0,
+    ("tabular", "adam"): 0.1,
+    ("mlp", "sgd"): 0.3,
+    ("mlp", "adam"): 3e-3,
+    ("transformer", "sgd"): 0.1,
+    ("transformer", "adam"): 3e-4,
+}
+SWEEP = (0.05, 0.1, 0.25, 0.5, 2.5, 5.0)  # factors on the learning rate of the main comparison
+ADAM_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def table1_controls(config: TrapConfig, *, seeds: int = 30, progress: bool = True) -> Iterator[dict]:
+    """Ask whether it is λ or only a smaller step: the comparisons that a sceptic would want.
+
+    "learning-rate sweep": both objectives at other learning rates. "matched norm": each GRPO gradient scaled to the
+    norm that λ-GRPO's has on the same samples. "tabular, adam": an optimiser that rescales each parameter.
+
+    Args: config of the main comparison; seeds.
+    Yields: the rows and differences of `table1`, each with the name of its `control`.
+    Raises: ValueError as `run_trap`.
+    """
+    adam = dataclasses.replace(config, policy="tabular", optimizer="adam")
+    controls = [("learning-rate sweep", config, config.learning_rate * factor) for factor in SWEEP]
+    controls += [("matched norm", dataclasses.replace(config, match_norm=True), config.learning_rate)]
+    controls += [("tabular, adam", adam, lr) for lr in ADAM_SWEEP]
+    for control, settings, lr in controls:
+        rows, differences = table1(dataclasses.replace(settings, learning_rate=lr), seeds=seeds, progress=progress)
+        yield from ({"control": control} | row for row in rows + differences)
 
 
 def trap_rows(
@@ -289,40 +336,32 @@ ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
 }
 
 
-def theorem(*, groups: int = 300, seed: int = 0, progress: bool = True) -> list[dict]:
+def theorem(*, groups: int = 300, seed: int = 0, progress: bool = True) -> Iterator[dict]:
     """Compare loss and gradient of `grpo` and `prm` in float64, on random groups, on rollouts, and on the map.
 
         gap = ‖∇L_GRPO − ∇L_PRM‖ / max(‖∇L_GRPO‖, 1e-3)        over every parameter of the policy
 
-    Args: groups: random ragged groups for each case of the map (a quarter of them for each policy before it); seed.
-    Returns: a row a case with the largest `loss_gap` and `grad_gap`, the number of groups, the share that `differ`
-        (gap above 1e-9), the `median_gap` and the smallest norm `min_grad_norm` of the gradients compared. Cases that
-        break an assumption on purpose are named `broken: …`. Ctrl-C keeps the cases that were finished.
+    Args: groups: random ragged groups for each case of the map, a quarter of them for each policy before it; seed.
+    Yields: a row a case with the largest `loss_gap` and `grad_gap`, the number of `groups`, the share of them that
+        `differ` (grad_gap above 1e-9), the `median_gap`, and the smallest norm of the gradients, `min_grad_norm`.
+        Cases that break an assumption on purpose are named `broken: …`.
     Raises: ValueError for fewer than 4 groups.
     """
     if groups < 4:
         raise ValueError(f"groups must be at least 4, got {groups}")
-    cases = list(_theorem_cases(groups, seed))
-    rows = []
-    bar = tqdm(cases, disable=not progress, desc="theorem", unit=" cases", leave=False)
-    try:
-        for name, policy, samples, pair in bar:
-            gaps = [_gaps(policy, group, step_ids, pair) for group, step_ids in samples()]
-            loss_gaps, grad_gaps, norms = np.array(gaps).T
-            rows.append(
-                {
-                    "case": name,
-                    "loss_gap": float(loss_gaps.max()),
-                    "grad_gap": float(grad_gaps.max()),
-                    "groups": len(gaps),
-                    "differ": float((grad_gaps > DIFFERENT).mean()),
-                    "median_gap": float(np.median(grad_gaps)),
-                    "min_grad_norm": float(norms.min()),
-                }
-            )
-    except KeyboardInterrupt:
-        bar.close()
-    return rows
+    bar = tqdm(list(_theorem_cases(groups, seed)), disable=not progress, desc="theorem", unit=" cases", leave=False)
+    for name, policy, samples, pair in bar:
+        gaps = [_gaps(policy, group, step_ids, pair) for group, step_ids in samples()]
+        loss_gaps, grad_gaps, norms = np.array(gaps).T
+        yield {
+            "case": name,
+            "loss_gap": float(loss_gaps.max()),
+            "grad_gap": float(grad_gaps.max()),
+            "groups": len(gaps),
+            "differ": float((grad_gaps > DIFFERENT).mean()),
+            "median_gap": float(np.median(grad_gaps)),
+            "min_grad_norm": float(norms.min()),
+        }
 
 
 Samples = Callable[[], Iterator[tuple[Rollout, Tensor]]]  # groups, each with the ids that make its steps
@@ -431,28 +470,30 @@ def _gaps(policy: nn.Module, group: Rollout, step_ids: Tensor, pair: Pair) -> tu
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def overlap(*, group_sizes: Sequence[int] = (6, 36), config: Config | None = None, progress: bool = True) -> list[dict]:
+OVERLAP_RUN = Config(
+    env_id="minigrpo/ArithmeticChain-v0",
+    policy="transformer",
+    optimizer="adam",
+    learning_rate=3e-3,
+    groups=4,
+    start_states=4,
+    updates=100,
+)
+
+
+def overlap(
+    config: Config = OVERLAP_RUN, *, group_sizes: Sequence[int] = (6, 36), progress: bool = True
+) -> Iterator[dict]:
     """Measure how much a group shares as a policy trains: the paper's Experiment 1 on a toy task.
 
-    Args: group_sizes: G of each run; config: the run (default: a transformer on ArithmeticChain), whose group_size is
-        replaced.
-    Returns: a row for each G and update with path_depth, intermediate_proportion, step_size, entropy and reward.
-    Raises: ValueError as `Config` and `train`.
+    Args: config: the run, with each of the group_sizes in turn.
+    Yields: a row for each G and update with path_depth, intermediate_proportion, step_size, entropy and reward.
+    Raises: ValueError as `Config` and `train`; KeyboardInterrupt after the rows of a run that Ctrl-C ended.
     """
-    config = config or Config(
-        env_id="minigrpo/ArithmeticChain-v0",
-        policy="transformer",
-        optimizer="adam",
-        learning_rate=3e-3,
-        groups=4,
-        start_states=4,
-        updates=100,
-    )
     kept = ("update", "reward", "entropy", "path_depth", "intermediate_proportion", "step_size")
-    rows = []
     for G in group_sizes:
         result = train(dataclasses.replace(config, group_size=G), progress=progress)
-        rows += [{"group_size": G} | {name: row[name] for name in kept} for row in result.rows]
+        for row in result.rows:
+            yield {"group_size": G} | {name: row[name] for name in kept}
         if not result.finished:
-            break
-    return rows
+            raise KeyboardInterrupt
