@@ -1,0 +1,22 @@
+"""What every test has: fixed seeds, one deterministic Hypothesis profile, the paper's worked example."""
+
+import pytest
+import torch
+
+pytest.register_assert_rewrite("groups")
+
+from groups import WorkedExample, worked_example  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("minigrpo", derandomize=True, max_examples=100, deadline=None)
+settings.load_profile("minigrpo")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def example() -> WorkedExample:
+    return worked_example()
