@@ -199,8 +199,8 @@ LEARNING_RATES = {  # where λ-GRPO's lead shows in all six cells, or the best w
     ("tabular", "adam"): 0.1,
     ("mlp", "sgd"): 0.3,
     ("mlp", "adam"): 3e-3,
-    ("transformer", "sgd"): 0.1,
-    ("transformer", "adam"): 3e-4,
+    ("transformer", "sgd"): 0.03,
+    ("transformer", "adam"): 1e-3,
 }
 SWEEP = (0.05, 0.1, 0.25, 0.5, 2.5, 5.0)  # factors on the learning rate of the main comparison
 ADAM_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -1,0 +1,196 @@
+"""The command line: `python -m minigrpo demo | theorem | table1 | overlap | train`, each with `--json FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigrpo import __version__
+from minigrpo.experiments import LEARNING_RATES, TrapConfig, overlap, table1, table1_controls, theorem
+from minigrpo.files import check_writable, write_json
+from minigrpo.objectives import OBJECTIVES, SCALES
+from minigrpo.policies import POLICIES
+from minigrpo.text import controls_text, failures, overlap_text, sparkline, table1_text, theorem_text
+from minigrpo.trainer import OPTIMIZERS, Config, train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 1 for a theorem that failed, 2 for a user's mistake (one sentence), 130 for Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+        if arguments.json:
+            check_writable(arguments.json)
+        torch.set_num_threads(arguments.threads)
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"minigrpo {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"minigrpo {arguments.command}: interrupted before a result was finished", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every command and option."""
+    parser = argparse.ArgumentParser(prog="python -m minigrpo", description="GRPO is secretly a process reward model.")
+    parser.add_argument("--version", action="version", version=f"minigrpo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        style = argparse.ArgumentDefaultsHelpFormatter
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=style)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+        sub.add_argument("--quiet", action="store_true", help="no progress bar")
+        sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more")
+        return sub
+
+    sub = command("demo", _demo, "the tour in two minutes: tree, theorem, trap, learning curves, a report")
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of report.html")
+    sub.add_argument("--seeds", type=int, default=30, help="paired seeds of the trap")
+
+    sub = command("theorem", _theorem, "loss and gradient of grpo and prm compared, then each assumption broken")
+    sub.add_argument("--groups", type=int, default=300, help="random groups for each assumption")
+    sub.add_argument("--seed", type=int, default=0, help="of the groups and the policies")
+
+    sub = command("table1", _table1, "the paper's trap: GRPO and λ-GRPO in six cells with paired seeds")
+    sub.add_argument("--seeds", type=int, default=30, help="paired seeds a cell")
+    sub.add_argument("--policy", default="tabular", choices=POLICIES, help="what is trained")
+    sub.add_argument("--optimizer", default="sgd", choices=OPTIMIZERS, help="what trains it")
+    sub.add_argument("--lr", type=float, nargs="+", help="learning rates; default: one chosen for policy and optimizer")
+    sub.add_argument("--updates", type=int, default=250, help="rounds of sampling, at least 50")
+    sub.add_argument("--group-size", type=int, default=16, help="G, completions of a group")
+    sub.add_argument("--controls", action="store_true", help="learning-rate sweep, matched gradient norm, tabular Adam")
+
+    sub = command("overlap", _overlap, "how much of a completion its group shares while a policy trains")
+    sub.add_argument("--group-sizes", type=int, nargs="+", default=[6, 36], metavar="G", help="completions of a group")
+
+    default = Config()
+    sub = command("train", _train, "train one policy on one Gymnasium task")
+    sub.add_argument("--env-id", default=default.env_id, help="a Gymnasium id with Discrete spaces")
+    sub.add_argument("--env-arg", action="append", default=[], metavar="NAME=VALUE", help="an argument of the task")
+    for name, choices, text in (
+        ("policy", POLICIES, "what is trained"),
+        ("objective", OBJECTIVES, "what gives the advantages and step weights"),
+        ("optimizer", OPTIMIZERS, "what trains it"),
+        ("scale", SCALES, "what divides the advantages"),
+        ("aggregation", ["token-mean", "seq-mean"], "the loss's denominator"),
+        ("step-key", ["actions", "states"], "what makes two tokens equal: the action, or state and action"),
+    ):
+        sub.add_argument(f"--{name}", default=getattr(default, name.replace("-", "_")), choices=choices, help=text)
+    for name, kind, text in (
+        ("group-size", int, "G, completions of a group"),
+        ("groups", int, "P, groups an update"),
+        ("start-states", int, "how many start states the groups take in turn"),
+        ("updates", int, "rounds of sampling"),
+        ("iterations", int, "optimiser steps on one batch"),
+        ("learning-rate", float, "of the optimiser"),
+        ("epsilon", float, "clip range of the ratio"),
+        ("beta", float, "weight of the KL term"),
+        ("seed", int, "of weights and samples"),
+    ):
+        sub.add_argument(f"--{name}", type=kind, default=getattr(default, name.replace("-", "_")), help=text)
+    sub.add_argument("--out", type=Path, help="folder of config.json and metrics.jsonl")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from minigrpo.demo import demo  # the one command that needs matplotlib
+
+    return demo(arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=not arguments.quiet)
+
+
+def _theorem(arguments: argparse.Namespace) -> int:
+    cases = theorem(groups=arguments.groups, seed=arguments.seed, progress=not arguments.quiet)
+    rows, finished = _take(cases)
+    print(theorem_text(rows))
+    code = _finish(arguments, {"rows": rows}, finished)
+    return 1 if failures(rows) else code
+
+
+def _table1(arguments: argparse.Namespace) -> int:
+    result: dict[str, list[dict]] = {"rows": [], "differences": [], "controls": []}
+    options = {"seeds": arguments.seeds, "progress": not arguments.quiet}
+    finished = True
+    for lr in arguments.lr or [LEARNING_RATES[arguments.policy, arguments.optimizer]]:
+        config = TrapConfig(
+            arguments.policy, arguments.optimizer, lr, group_size=arguments.group_size, updates=arguments.updates
+        )
+        rows, differences = table1(config, **options)
+        print(table1_text(rows, differences), flush=True)
+        result["rows"] += rows
+        result["differences"] += differences
+        finished = rows[0]["seeds"] == arguments.seeds
+        if finished and arguments.controls:
+            controls, finished = _take(table1_controls(config, **options))
+            print(f"\n{controls_text(rows + differences, controls)}", flush=True)
+            result["controls"] += controls
+        if not finished:
+            break
+    return _finish(arguments, result, finished)
+
+
+def _overlap(arguments: argparse.Namespace) -> int:
+    rows, finished = _take(overlap(group_sizes=arguments.group_sizes, progress=not arguments.quiet))
+    print(overlap_text(rows))
+    return _finish(arguments, {"rows": rows}, finished)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    settings = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if f.name != "env_kwargs"}
+    config = Config(**settings, env_kwargs=dict(map(_env_argument, arguments.env_arg)))
+    result = train(config, out=arguments.out, progress=not arguments.quiet)
+    rewards = [row["reward"] for row in result.rows]
+    if rewards:
+        last = rewards[-50:]
+        print(f"reward {sparkline(_unit(rewards))} mean of the last {len(last)} updates: {sum(last) / len(last):.3f}")
+    return _finish(arguments, {"config": dataclasses.asdict(config), "rows": result.rows}, result.finished)
+
+
+def _env_argument(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE, the value as JSON where it is (true, 3, [0, 1]) and as text where it is not."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--env-arg must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _unit(values: Sequence[float]) -> list[float]:
+    """Stretch values to the range from 0 to 1."""
+    low, high = min(values), max(values)
+    return [(value - low) / ((high - low) or 1) for value in values]
+
+
+def _take(rows: Iterable[dict]) -> tuple[list[dict], bool]:
+    """Take rows as they are finished; Ctrl-C keeps those that were."""
+    taken: list[dict] = []
+    try:
+        for row in rows:
+            taken.append(row)
+    except KeyboardInterrupt:
+        if not taken:
+            raise
+        return taken, False
+    return taken, True
+
+
+def _finish(arguments: argparse.Namespace, result: dict, finished: bool) -> int:
+    """Write the result where `--json` says, whole or not, and say which."""
+    if arguments.json:
+        print(f"\nWritten: {write_json(arguments.json, {**result, 'finished': finished})}")
+    if finished:
+        return 0
+    print(f"minigrpo {arguments.command}: interrupted; the above is what was finished", file=sys.stderr)
+    return 130
