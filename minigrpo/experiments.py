@@ -41,8 +41,6 @@ PAPER_TABLE1 = {  # (n, r_neg): target frequency of GRPO, of λ-GRPO; five seeds
     (2, -1.0): (0.0488, 0.3612),
     (2, -1.5): (0.0000, 0.3820),
 }
-
-
 COMPARED = ("grpo", "lambda_grpo")
 
 
@@ -74,63 +72,68 @@ def train_trap(
     """Train one policy a cell and seed, all in one batch, and return how often each sampled its target.
 
     A seed fixes the target, the initial weights and the uniform numbers that draw the samples: runs of one seed are
-    paired across cells, objectives and settings, and the same alone or in a batch.
+    paired across cells, objectives and settings, and alone they do what they do in a batch, to rounding.
 
     Args: config; objective of OBJECTIVES; seeds; cells (n, r_neg); progress: called after each update.
     Returns: float (cells, seeds, updates): the share of the G samples that are the target.
-    Raises: ValueError for an unknown objective, policy or optimiser.
+    Raises: ValueError for an unknown objective or policy, or weights that are no longer finite.
     """
     check_choice("objective", objective, OBJECTIVES)
-    check_choice("policy", config.policy, POLICIES)
-    check_choice("optimizer", config.optimizer, OPTIMIZERS)
-    G, T = config.group_size, config.depth
-    paths = torch.tensor(list(itertools.product((0, 1), repeat=T)))  # (leaves, T)
-    nodes = torch.zeros_like(paths)  # the node before each action
-    for t in range(T - 1):
-        nodes[:, t + 1] = 2 * nodes[:, t] + 1 + paths[:, t]
-    envs = [PathTreeEnv(T, n, r_neg, target_seed=seed) for n, r_neg in cells for seed in seeds]  # runs
+    paths, nodes = _leaves(config.depth)
+    envs = [PathTreeEnv(config.depth, n, r_neg, target_seed=seed) for n, r_neg in cells for seed in seeds]  # runs
     leaf_rewards = torch.tensor([[env.outcome(path) for path in paths.tolist()] for env in envs], dtype=torch.float64)
-    targets = torch.tensor([paths.tolist().index(list(env.target)) for env in envs])
-    draws = torch.stack(
-        [torch.rand(config.updates, G, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    ).repeat(len(cells), 1, 1)  # (runs, updates, G)
+    targets = torch.tensor([paths.tolist().index(list(env.target)) for env in envs]).unsqueeze(1)
+    draws = torch.stack([_uniform(seed, config.updates, config.group_size) for seed in seeds]).repeat(len(cells), 1, 1)
+    policies = [make_policy(config.policy, 2 ** (config.depth + 1) - 1, 2, seed=seed) for seed in seeds] * len(cells)
+    weights, _ = torch.func.stack_module_state(policies)  # each (runs, …)
+    optimizer = OPTIMIZERS[config.optimizer](weights.values(), lr=config.learning_rate)
+    forward = vmap(lambda own: functional_call(policies[0], own, (nodes, paths)))
 
-    policies = [make_policy(config.policy, 2 ** (T + 1) - 1, 2, seed=seed) for seed in seeds] * len(cells)
-    parameters, _ = torch.func.stack_module_state(policies)
-    optimizer = OPTIMIZERS[config.optimizer](parameters.values(), lr=config.learning_rate)
-    forward = vmap(lambda weights: functional_call(policies[0], weights, (nodes, paths)))
     hits = torch.empty(len(envs), config.updates)
     for update in range(config.updates):
-        leaf_logps = token_logps(forward(parameters), paths.expand(len(envs), -1, -1))  # (runs, leaves, T)
-        probabilities = leaf_logps.detach().sum(dim=-1).exp()
-        leaves = torch.searchsorted(probabilities.cumsum(dim=-1), draws[:, update].contiguous()).clamp(
-            max=len(paths) - 1
-        )
-        hits[:, update] = (leaves == targets.unsqueeze(1)).double().mean(dim=1)
-        logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, T))  # (runs, G, T)
-        rewards = leaf_rewards.gather(1, leaves)
-        gradient = _trap_gradient(objective, parameters, logps, rewards, paths[leaves])
+        leaf_logps = token_logps(forward(weights), paths.expand(len(envs), -1, -1))  # (runs, leaves, T)
+        cumulated = leaf_logps.detach().sum(dim=-1).exp().cumsum(dim=-1)
+        leaves = torch.searchsorted(cumulated, draws[:, update].contiguous())  # (runs, G)
+        leaves = leaves.clamp(max=len(paths) - 1)  # the probabilities may sum to just below 1
+        logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, config.depth))  # (runs, G, T)
+        group = (weights, logps, leaf_rewards.gather(1, leaves), paths[leaves])
+        gradient = _trap_gradient(objective, *group)
         if config.match_norm:
-            target = _norms(_trap_gradient("lambda_grpo", parameters, logps, rewards, paths[leaves]))
-            factor = target / _norms(gradient).clamp(min=1e-12)
-            gradient = [factor.view(-1, *[1] * (g.ndim - 1)) * g for g in gradient]
-        for parameter, g in zip(parameters.values(), gradient, strict=True):
-            parameter.grad = g
+            factor = _norms(_trap_gradient("lambda_grpo", *group)) / _norms(gradient).clamp(min=1e-12)
+            gradient = [g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradient]
+        for weight, g in zip(weights.values(), gradient, strict=True):
+            weight.grad = g
         optimizer.step()
+        hits[:, update] = (leaves == targets).double().mean(dim=1)
         progress()
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise ValueError(f"learning_rate {config.learning_rate:g} broke the run: a weight is no longer finite")
     return hits.view(len(cells), len(seeds), config.updates)
 
 
+def _leaves(depth: int) -> tuple[Tensor, Tensor]:
+    """All paths of a binary tree and the node before each of their actions: int (leaves, T) both."""
+    paths = torch.tensor(list(itertools.product((0, 1), repeat=depth)))
+    nodes = torch.zeros_like(paths)
+    for t in range(depth - 1):
+        nodes[:, t + 1] = 2 * nodes[:, t] + 1 + paths[:, t]
+    return paths, nodes
+
+
+def _uniform(seed: int, *shape: int) -> Tensor:
+    """Uniform numbers of a seed's own."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def _trap_gradient(
-    objective: str, parameters: dict[str, Tensor], logps: Tensor, rewards: Tensor, completion_ids: Tensor
+    objective: str, weights: dict[str, Tensor], logps: Tensor, rewards: Tensor, completion_ids: Tensor
 ) -> list[Tensor]:
-    """Gradient of each run's own loss: runs share no parameter, so their sum has it, each with its Σlen = G·T."""
+    """Gradient of each run's own loss: runs share no weight, so the gradient of the sum of their losses has it."""
     mask = torch.ones_like(completion_ids, dtype=torch.bool)
     advantages, step_weights = OBJECTIVES[objective](rewards, completion_ids, mask)
-    loss = policy_loss(
-        logps, logps, advantages, step_weights, mask, num_tokens=completion_ids.shape[1] * completion_ids.shape[2]
-    )
-    return list(torch.autograd.grad(loss, list(parameters.values()), retain_graph=True))
+    num_tokens = mask[0].sum()  # Σlen of one run
+    loss = policy_loss(logps, logps, advantages, step_weights, mask, num_tokens=num_tokens)
+    return list(torch.autograd.grad(loss, list(weights.values()), retain_graph=True))
 
 
 def _norms(gradient: list[Tensor]) -> Tensor:
@@ -351,7 +354,9 @@ def theorem(*, groups: int = 300, seed: int = 0, progress: bool = True) -> Itera
         raise ValueError(f"groups must be at least 4, got {groups}")
     bar = tqdm(list(_theorem_cases(groups, seed)), disable=not progress, desc="theorem", unit=" cases", leave=False)
     for name, policy, samples, pair in bar:
-        gaps = [_gaps(policy, group, step_ids, pair) for group, step_ids in samples()]
+        with torch.random.fork_rng(devices=[]):  # dropout draws from torch's global state
+            torch.manual_seed(seed)
+            gaps = [_gaps(policy, group, step_ids, pair) for group, step_ids in samples()]
         loss_gaps, grad_gaps, norms = np.array(gaps).T
         yield {
             "case": name,

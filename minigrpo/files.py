@@ -36,8 +36,11 @@ def write_json(path: str | Path, value: Any) -> Path:
 def check_writable(path: str | Path) -> None:
     """Find out before long work whether a file can be written. Raises: OSError, with the path in it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} can't be written: {error.strerror}") from error
