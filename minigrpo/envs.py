@@ -63,6 +63,8 @@ class PathTreeEnv(gym.Env):
             raise ValueError(f"n must be at least 0 and below depth ({depth}), got {n}")
         if not np.isfinite(r_neg):
             raise ValueError(f"r_neg must be finite, got {r_neg}")
+        if target_seed < 0:
+            raise ValueError(f"target_seed must be at least 0, got {target_seed}")
         if target is None:
             target = np.random.default_rng(target_seed).integers(2, size=depth).tolist()
         if len(target) != depth or not set(target) <= {0, 1}:
@@ -111,14 +113,15 @@ class ArithmeticChainEnv(gym.Env):
     0 before the end; there 1 if the value is the target, else 0: an outcome that anyone can verify.
 
     ## Starting State
-    start in [1, 3] and target in [5, 12] are drawn from the reset's seed where they are not given.
+    Where they are not given, start in [1, 3] and then target in [start + 4, start + 9] are drawn from the reset's seed.
 
     ## Episode End
     Terminates on = or after `max_length` actions (a chain that was never ended earns 0). A value above `limit` stays
     at `limit`.
 
     ## Arguments
-    start in [1, limit] or None; target in [1, limit] or None; max_length ≥ 1; limit ≥ 12.
+    start in [1, limit], at most limit − 9 where the target is drawn, or None; target in [1, limit] or None;
+    max_length ≥ 1; limit ≥ 12.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4}
@@ -137,9 +140,9 @@ class ArithmeticChainEnv(gym.Env):
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         if limit < 12:
             raise ValueError(f"limit must be at least 12, got {limit}")
-        for name, value in (("start", start), ("target", target)):
-            if value is not None and not 1 <= value <= limit:
-                raise ValueError(f"{name} must be between 1 and limit ({limit}), or None to draw it, got {value}")
+        for name, value, most in (("start", start, limit - 9 * (target is None)), ("target", target, limit)):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be from 1 to {most} with limit {limit}, or None to draw it, got {value}")
         self.start, self.target, self.max_length, self.limit = start, target, max_length, limit
         self.render_mode = render_mode
         self.action_space = gym.spaces.Discrete(4)
@@ -148,7 +151,7 @@ class ArithmeticChainEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict]:
         super().reset(seed=seed)
         self.value = int(self.np_random.integers(1, 4)) if self.start is None else self.start
-        self.goal = int(self.np_random.integers(5, 13)) if self.target is None else self.target
+        self.goal = self.value + int(self.np_random.integers(4, 10)) if self.target is None else self.target
         self.text, self.length = f"{self.value}", 0
         return self._observation(), {"target": self.goal}
 

@@ -39,10 +39,12 @@ def make_envs(env_id: str, group_size: int, **kwargs) -> list[gym.Env]:
     Args: env_id and its kwargs as for `gymnasium.make`; group_size G.
     Raises: ValueError where the task is unknown, refuses its arguments, or has spaces other than Discrete from 0.
     """
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}")
     try:
         envs = [gym.make(env_id, disable_env_checker=True, **kwargs) for _ in range(group_size)]
-    except (gym.error.Error, TypeError) as error:
-        raise ValueError(f"env {env_id!r} could not be made: {error}") from error
+    except (gym.error.Error, TypeError, LookupError, ImportError) as error:
+        raise ValueError(f"env {env_id!r} can't be made with {kwargs}: {type(error).__name__}: {error}") from error
     for name in ("observation_space", "action_space"):
         space = getattr(envs[0], name)
         if not isinstance(space, gym.spaces.Discrete) or space.start != 0:
@@ -66,6 +68,7 @@ def sample_group(
 
     Args: envs: G copies of one task; policy; generator: the only source of randomness; start_seed; prefix: actions.
     Returns: Rollout with (G, T); old_logps in the dtype of the policy, as are the rewards.
+    Raises: ValueError for logits that are not finite.
     """
     G = len(envs)
     state = torch.tensor([env.reset(seed=start_seed)[0] for env in envs])
@@ -79,6 +82,8 @@ def sample_group(
         places = torch.zeros(G, 1, dtype=torch.long)  # the action that is still to come: no policy sees it
         logits = policy(torch.stack(states, dim=1), torch.cat([torch.stack(actions, 1), places], 1) if t else places)
         logits = logits[:, -1]  # (G, A)
+        if not logits.isfinite().all():
+            raise ValueError("policy must give finite logits, got nan or infinity: was its learning_rate too large?")
         if t < len(prefix):
             action = torch.full((G,), prefix[t])
         else:
@@ -139,9 +144,11 @@ def fresh_process_rewards(
     Args: envs, policy, generator, start_seed: as in `sample_group`; rollout: one group (G, T); samples: n, a multiple
         of len(envs), which is the default.
     Returns: (G, T) in the dtype of the rewards; 0 where masked.
-    Raises: ValueError for samples that are no multiple of len(envs).
+    Raises: ValueError for more than one group, or samples that are no multiple of len(envs).
     """
     check_group(rollout.completion_ids, rollout.completion_mask)
+    if rollout.completion_ids.ndim != 2:
+        raise ValueError(f"rollout must be one group (G, T), got {tuple(rollout.completion_ids.shape)}")
     samples = len(envs) if samples is None else samples
     if samples < 1 or samples % len(envs):
         raise ValueError(f"samples must be a multiple of the number of envs ({len(envs)}), got {samples}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +64,8 @@ class Config:
         for name, least in (("group_size", 2), ("groups", 1), ("start_states", 1), ("updates", 1), ("iterations", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         check_loss_options(self.epsilon, self.beta, self.aggregation, None, has_reference=True)
 
 
@@ -83,8 +84,8 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
     Args: config; out: a folder for `config.json` and `metrics.jsonl` (one line an update, written as it goes);
         progress: show a bar.
     Returns: TrainResult. Ctrl-C ends the run with the rows of the updates that were finished.
-    Raises: ValueError for a task that can't be made or a loss that is no number; OSError where `out` can't be
-        written; FileExistsError where it holds a run.
+    Raises: ValueError for a task that can't be made, and where a weight or metric is no longer finite; OSError where
+        `out` can't be written; FileExistsError where it holds a run.
     """
     envs = make_envs(config.env_id, config.group_size, **config.env_kwargs)
     S, A = int(envs[0].observation_space.n), int(envs[0].action_space.n)
@@ -123,8 +124,6 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
                     ref_logps=ref_logps,
                     aggregation=config.aggregation,
                 )
-                if not loss.isfinite():
-                    raise ValueError(f"learning_rate {config.learning_rate} broke the run: the loss is {loss.item()}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -135,12 +134,20 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
                 "reward": batch.rewards.mean(),
                 "loss": loss.detach(),
                 "grad_norm": nn.utils.get_total_norm([p.grad for p in policy.parameters()]),
-                "entropy": _token_mean(torch.distributions.Categorical(logits=logits).entropy(), mask),
+                "entropy": _token_mean(
+                    torch.distributions.Categorical(logits=logits, validate_args=False).entropy(), mask
+                ),
                 "kl": _token_mean(kl_k3(logps, ref_logps), mask),
                 "ratio": _token_mean((logps - batch.old_logps).exp(), mask),
                 **_group_metrics(step_ids, mask, batch.rewards),
             }
-            rows.append({name: float(value) for name, value in row.items()} | {"update": update})
+            row = {name: float(value) for name, value in row.items()} | {"update": update}
+            broken = [name for name, value in row.items() if not math.isfinite(value)]
+            broken += [name for name, weight in policy.named_parameters() if not weight.isfinite().all()]
+            if broken:
+                rate = f"learning_rate {config.learning_rate:g}"
+                raise ValueError(f"{rate} broke the run at update {update}: no longer finite: {', '.join(broken)}")
+            rows.append(row)
             bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", refresh=False)
             if log is not None:
                 with log.open("a", encoding="utf-8") as file:

@@ -8,6 +8,8 @@ pytest.register_assert_rewrite("groups")
 from groups import WorkedExample, worked_example  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+torch.set_num_threads(1)  # the tensors are small: a second thread costs more than it brings
+
 settings.register_profile("minigrpo", derandomize=True, max_examples=100, deadline=None)
 settings.load_profile("minigrpo")
 

@@ -335,19 +335,14 @@ gym.register("tests/OddSpaces-v0", entry_point=OddSpaces)
 @pytest.mark.parametrize(
     ("env_id", "kwargs", "words"),
     [
-        ("minigrpo/NoSuchTree-v0", {}, "could not be made"),
-        ("no_such_namespace/PathTree-v0", {}, "could not be made"),
-        ("PathTree", {}, "could not be made"),
-        (TREE, {"height": 3}, "could not be made: .*height"),
+        ("minigrpo/NoSuchTree-v0", {}, "can't be made"),
+        ("no_such_namespace/PathTree-v0", {}, "can't be made"),
+        ("PathTree", {}, "can't be made"),
+        (TREE, {"height": 3}, "can't be made.*height"),
         ("CartPole-v1", {}, r"must have a observation_space Discrete\(n\), got Box"),
         ("Blackjack-v1", {}, r"must have a observation_space Discrete\(n\), got Tuple"),
-        *(
-            pytest.param(env_id, kwargs, "could not be made", marks=pytest.mark.xfail(raises=error))
-            for env_id, kwargs, error in (
-                (LAKE, {"map_name": "9x9"}, KeyError),
-                ("no_such_module:PathTree-v0", {}, ModuleNotFoundError),
-            )
-        ),
+        (LAKE, {"map_name": "9x9"}, "can't be made.*KeyError"),
+        ("no_such_module:PathTree-v0", {}, "can't be made.*ModuleNotFoundError"),
         *(
             ("tests/OddSpaces-v0", {"space": space, "value": value}, rf"must have a {space} Discrete\(n\), got ")
             for space in ("observation_space", "action_space")

@@ -345,9 +345,9 @@ def test_settings_at_the_edge_are_taken():
         {"policy": "transformer", "iterations": 3},
         {"policy": "mlp", "optimizer": "adam"},
         {"iterations": 3, "beta": 0.1},
-        pytest.param({"policy": "transformer"}, marks=pytest.mark.xfail(reason="RuntimeError of multinomial")),
-        pytest.param({"learning_rate": math.inf}, marks=pytest.mark.xfail(reason="RuntimeError of multinomial")),
-        pytest.param({"iterations": 3, "epsilon": 0.2}, marks=pytest.mark.xfail(reason="a row with kl = inf")),
+        {"policy": "transformer"},
+        {"learning_rate": math.inf},
+        {"iterations": 3, "epsilon": 0.2},
     ],
     ids=str,
 )
@@ -358,7 +358,7 @@ def test_a_learning_rate_that_explodes_is_named(tmp_path, settings):
         words = "learning_rate"
     except ValueError as error:
         words = str(error)
-    assert words.startswith("learning_rate")
+    assert "learning_rate" in words
     rows = read_lines(tmp_path) if (tmp_path / "metrics.jsonl").exists() else []
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
@@ -371,6 +371,8 @@ def test_an_exploding_run_stops_and_keeps_its_rows(tmp_path, monkeypatch):
         return losses[-1] * (math.nan if len(losses) == 4 else 1)
 
     monkeypatch.setattr(minigrpo.trainer, "policy_loss", exploding)
-    with pytest.raises(ValueError, match=r"^learning_rate 5\.0 broke the run: the loss is nan$"):
+    with pytest.raises(
+        ValueError, match=r"^learning_rate 5 broke the run at update 3: no longer finite: loss, grad_norm, logits$"
+    ):
         run(out=tmp_path, updates=5)
     assert read_lines(tmp_path) == full.rows[:3]

@@ -1,0 +1,218 @@
+"""The trap of Table 1 and the overlap of a run."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import minigrpo
+from minigrpo import experiments
+from minigrpo.envs import PathTreeEnv
+from minigrpo.experiments import (
+    COMPARED,
+    LEARNING_RATES,
+    PAPER_TABLE1,
+    TrapConfig,
+    overlap,
+    run_trap,
+    table1,
+    table1_controls,
+    train_trap,
+    trap_rows,
+)
+from minigrpo.trainer import Config
+
+QUICK = TrapConfig(updates=60)
+
+
+def by_hand(config, objective, seed, n, r_neg):
+    """One run of the trap with Python lists and one softmax a node: the same uniforms, nothing vectorised."""
+    env = PathTreeEnv(config.depth, n, r_neg, target_seed=seed)
+    logits = torch.zeros(2 ** (config.depth + 1) - 1, 2, dtype=torch.float64, requires_grad=True)
+    paths = list(itertools.product((0, 1), repeat=config.depth))
+    uniform = torch.rand(
+        config.updates, config.group_size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    mask = torch.ones(config.group_size, config.depth, dtype=torch.bool)
+    optimizer = torch.optim.SGD([logits], lr=config.learning_rate)
+    frequency = []
+    for update in range(config.updates):
+
+        def path_logps(path):
+            node, logps = 0, []
+            for action in path:
+                logps.append(logits[node].log_softmax(dim=0)[action])
+                node = 2 * node + 1 + action
+            return torch.stack(logps)
+
+        cumulated = np.cumsum([path_logps(path).sum().exp().item() for path in paths])
+        drawn = [paths[min(int(np.searchsorted(cumulated, u)), 15)] for u in uniform[update].tolist()]
+        frequency.append(sum(path == env.target for path in drawn) / len(drawn))
+        logps = torch.stack([path_logps(path) for path in drawn])
+        rewards = torch.tensor([env.outcome(path) for path in drawn], dtype=torch.float64)
+        tensors = minigrpo.OBJECTIVES[objective](rewards, torch.tensor(drawn), mask)
+        loss = minigrpo.policy_loss(logps, logps, *tensors, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return torch.tensor(frequency)
+
+
+@pytest.mark.parametrize("objective", COMPARED)
+def test_vectorised_runs_equal_one_run_by_hand(objective):
+    config = TrapConfig(updates=30)
+    hits = train_trap(config, objective, seeds=(0, 1, 2), cells=((1, -0.5), (2, -1.5)))
+    assert hits.shape == (2, 3, 30)
+    assert hits.max() > 0
+    torch.testing.assert_close(hits[1, 2], by_hand(config, objective, 2, 2, -1.5), rtol=0, atol=1e-7)
+    torch.testing.assert_close(hits[0, 1], by_hand(config, objective, 1, 1, -0.5), rtol=0, atol=1e-7)
+
+
+def test_prm_and_grpo_walk_the_same_way():
+    grpo, prm, lambda_grpo = (train_trap(QUICK, o, range(4)) for o in ("grpo", "prm", "lambda_grpo"))
+    assert torch.equal(grpo, prm)
+    assert not torch.equal(grpo, lambda_grpo)
+
+
+@pytest.mark.parametrize(("policy", "optimizer"), LEARNING_RATES)
+def test_every_policy_and_optimiser_learns(policy, optimizer):
+    config = TrapConfig(policy, optimizer, LEARNING_RATES[policy, optimizer], updates=200)
+    hits = train_trap(config, "lambda_grpo", range(6), cells=((1, -0.5),))
+    assert hits[..., -20:].mean() > hits[..., :5].mean() + 0.1
+
+
+def test_chunks_and_single_runs_give_the_same():
+    whole = run_trap(QUICK, COMPARED, 5, progress=False)
+    parts = run_trap(QUICK, COMPARED, 5, chunk=2, progress=False)
+    alone = train_trap(QUICK, "grpo", [3])
+    for objective in COMPARED:
+        assert torch.equal(whole[objective], parts[objective])
+    assert torch.equal(whole["grpo"][:, 3:4], alone)
+
+
+def test_matched_norm_takes_steps_of_the_other_length():
+    """After one update from the uniform policy the weights have moved as far as λ-GRPO's, in GRPO's direction."""
+    moved = {}
+    for name, objective, match in (("λ", "lambda_grpo", False), ("plain", "grpo", False), ("matched", "grpo", True)):
+        config = TrapConfig(updates=1, match_norm=match)
+        gradients = []
+        original = torch.optim.SGD.step
+
+        def step(self, *args, seen=gradients, original=original):
+            seen.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
+            return original(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.SGD, "step", step)
+            train_trap(config, objective, [0], cells=((1, -0.5),))
+        moved[name] = gradients[0].flatten()
+    assert moved["matched"].norm() == pytest.approx(moved["λ"].norm().item(), rel=1e-12)
+    assert moved["matched"].norm() < 0.9 * moved["plain"].norm()
+    torch.testing.assert_close(
+        moved["matched"] / moved["matched"].norm(), moved["plain"] / moved["plain"].norm(), rtol=1e-12, atol=0
+    )
+
+
+def test_rows_by_hand():
+    """Two cells, three seeds, known frequencies: means, paired differences and intervals that hold them."""
+    grpo = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]).unsqueeze(-1).expand(-1, -1, 60)
+    other = torch.tensor([[0.5, 0.5, 0.5], [1.0, 1.0, 1.0]]).unsqueeze(-1).repeat(1, 1, 60)
+    other[..., :10] = 9.0  # before the window of the last 50
+    cells = ((1, -0.5), (2, -1.0))
+    rows, differences = trap_rows({"grpo": grpo, "lambda_grpo": other}, QUICK, cells)
+    assert [(row["n"], row["objective"], row["mean"]) for row in rows] == [
+        (1, "grpo", 0.5),
+        (1, "lambda_grpo", 0.5),
+        (2, "grpo", 0.0),
+        (2, "lambda_grpo", 1.0),
+    ]
+    assert [row["mean"] for row in differences] == [0.0, 1.0]
+    first, second = differences
+    assert first["ci_low"] == pytest.approx(-0.5)
+    assert first["ci_high"] == pytest.approx(0.5)
+    assert (second["ci_low"], second["ci_high"]) == (1.0, 1.0)
+    keys = {"n", "r_neg", "policy", "optimizer", "lr", "seeds", "mean", "ci_low", "ci_high"}
+    assert all(keys | {"objective"} == set(row) for row in rows)
+    assert all(keys | {"difference"} == set(row) for row in differences)
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [
+        low <= 0.3 <= high
+        for low, high in (
+            (row["ci_low"], row["ci_high"])
+            for row in (experiments._interval(rng.binomial(1, 0.3, size=50).astype(float), 500) for _ in range(400))
+        )
+    ]
+    assert 0.90 < np.mean(covered) < 0.98
+
+
+def test_the_paper_s_direction_in_all_six_cells():
+    """With the settings that the README names: λ-GRPO samples the target more often, in each cell."""
+    rows, differences = table1(seeds=30, progress=False)
+    assert len(rows) == 12
+    assert [(row["n"], row["r_neg"]) for row in differences] == list(PAPER_TABLE1)
+    assert min(row["mean"] for row in differences) > 0.2
+    assert min(row["ci_low"] for row in differences) > 0
+
+
+def test_controls():
+    controls = list(table1_controls(dataclasses.replace(QUICK, updates=50), seeds=2, progress=False))
+    names = list(dict.fromkeys(row["control"] for row in controls))
+    assert names == ["learning-rate sweep", "matched norm", "tabular, adam"]
+    assert len(controls) == (6 + 1 + 5) * 18
+    assert {row["optimizer"] for row in controls if row["control"] == "tabular, adam"} == {"adam"}
+    assert len({row["lr"] for row in controls if row["control"] == "learning-rate sweep"}) == 6
+
+
+def test_an_interrupt_keeps_the_seeds_that_were_finished(monkeypatch):
+    calls = itertools.count()
+    original = experiments.train_trap
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(experiments, "train_trap", interrupted)
+    hits = run_trap(QUICK, COMPARED, 8, chunk=2, progress=False)
+    assert {objective: hit.shape[1] for objective, hit in hits.items()} == {"grpo": 4, "lambda_grpo": 4}
+    calls = itertools.count(5)
+    with pytest.raises(KeyboardInterrupt):
+        run_trap(QUICK, COMPARED, 8, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "message"),
+    [
+        ({"policy": "lstm"}, 2, "policy must be one of mlp, tabular, transformer, got 'lstm'"),
+        ({"optimizer": "lion"}, 2, "optimizer must be one of adam, sgd, got 'lion'"),
+        ({"learning_rate": 0.0}, 2, "learning_rate must be above 0 and finite, got 0.0"),
+        ({"updates": 49}, 2, "updates must be at least 50, got 49"),
+        ({"group_size": 1}, 2, "group_size must be at least 2, got 1"),
+        ({}, 1, "seeds must be at least 2, got 1"),
+    ],
+)
+def test_bad_settings(changes, seeds, message):
+    with pytest.raises(ValueError, match="must be") as error:
+        run_trap(dataclasses.replace(QUICK, **changes), COMPARED, seeds, progress=False)
+    assert str(error.value) == message
+
+
+def test_unknown_objective():
+    with pytest.raises(ValueError, match="objective must be one of grpo, lambda_grpo, prm, got 'dpo'"):
+        train_trap(QUICK, "dpo", [0])
+
+
+def test_overlap_rises_as_entropy_falls():
+    """The paper's Experiment 1 at toy scale: more of a completion is shared once the policy is sure."""
+    config = Config(env_id="FrozenLake-v1", env_kwargs={"is_slippery": False}, groups=2, updates=120)
+    rows = list(overlap(config, group_sizes=(6, 16), progress=False))
+    assert [row["group_size"] for row in rows] == [6] * 120 + [16] * 120
+    late = [row for row in rows if row["group_size"] == 16]
+    mean = {key: [np.mean([r[key] for r in part]) for part in (late[:20], late[-20:])] for key in late[0]}
+    assert mean["entropy"][1] < mean["entropy"][0] - 0.3
+    assert mean["intermediate_proportion"][1] > mean["intermediate_proportion"][0] + 0.1
