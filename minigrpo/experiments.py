@@ -386,8 +386,8 @@ def _theorem_cases(groups: int, seed: int) -> Iterator[tuple[str, nn.Module, Sam
     for kind, keyed_by_state in itertools.product(POLICIES, (True, False)):
         envs = make_envs(SLIPPING[0], 16, **SLIPPING[1])
         policy = _random_policy(kind, int(envs[0].observation_space.n), int(envs[0].action_space.n), seed)
-        key = "state and action" if keyed_by_state else "action alone"
-        name = f"{'' if keyed_by_state else 'broken: '}FrozenLake slipping, keyed by {key}, {kind}"
+        keys = "slippery FrozenLake by state and action" if keyed_by_state else "broken: slippery FrozenLake by action"
+        name = f"{keys}, {kind}"
         yield name, policy, _rollout_samples(envs, policy, seed, keyed_by_state=keyed_by_state), holds
     for name, pair in ASSUMPTIONS.items():
         dropout = {"dropout": 0.1} if "dropout" in name else {}

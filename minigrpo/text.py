@@ -45,7 +45,7 @@ def failures(rows: Sequence[dict]) -> list[str]:
 
 def theorem_text(rows: Sequence[dict]) -> str:
     """The rows of `theorem` as a table, and what they say together."""
-    header = ("case", "groups", "loss gap", "gradient gap", "median", "groups that differ")
+    header = ("case", "groups", "loss gap", "grad gap", "median", "differ")
     lines = [
         (
             row["case"],
