@@ -78,7 +78,9 @@ def pad(
 
 
 @st.composite
-def groups(draw, min_size=2, leading=((), (3,), (2, 2)), vocabularies=((0,), (0, 1), (0, 1, 2), (-5, 0, 2**40))):
+def groups(
+    draw, min_size=2, leading=((), (3,), (2, 2)), vocabularies=((0,), (0, 1), (0, 1, 2), (-1, 2**60, 2**60 + 1))
+):
     """Ragged groups full of overlap: each completion goes on from a prefix of an earlier one, or from nothing.
 
     Duplicates, completions that end inside others, empty rows and (but for the first group) groups without a token
@@ -100,7 +102,7 @@ def groups(draw, min_size=2, leading=((), (3,), (2, 2)), vocabularies=((0,), (0,
         completions.append(group)
     scores = [draw(st.lists(st.sampled_from(REWARDS), min_size=size, max_size=size)) for _ in completions]
     width = max(len(y) for group in completions for y in group) + draw(st.integers(0, 2))
-    garbage = (*tokens, -1, -(2**63), 2**62)
+    garbage = draw(st.sampled_from([tokens, (*tokens, -1, -(2**63), 2**62)]))
     return pad(completions, scores, shape, width, lambda: noise.choice(garbage))
 
 

@@ -55,15 +55,16 @@ HOLE[1, 0, 1] = False
 
 
 def entry(value):
-    """REWARDS with one value at index (1, 2)."""
+    """REWARDS with a value at index (0, 2) and again further on."""
     rewards = REWARDS.clone()
-    rewards[1, 2] = value
+    rewards[0, 2] = rewards[1, 1] = value
     return rewards
 
 
 IN_GROUP = [
     ({"completion_ids": IDS.tolist()}, TypeError, "completion_ids must be a torch.Tensor, got list"),
     ({"completion_ids": IDS.double()}, TypeError, "completion_ids must have a int dtype, got torch.float64"),
+    ({"completion_ids": IDS.cfloat()}, TypeError, "completion_ids must have a int dtype, got torch.complex64"),
     ({"completion_ids": IDS.bool()}, TypeError, "completion_ids must have a int dtype, got torch.bool"),
     ({"completion_ids": IDS[0, 0]}, ValueError, r"completion_ids must have shape \(…, G, T\), got \(4,\)"),
     (
@@ -102,13 +103,13 @@ IN_REWARDS = [
     ({"rewards": REWARDS.cfloat()}, TypeError, "rewards must have a float dtype, got torch.complex64"),
     ({"rewards": REWARDS[:, :1]}, ValueError, r"rewards must have shape \(…, G\) with G ≥ 2, .*, got \(2, 1\)"),
     ({"rewards": REWARDS[0, 0]}, ValueError, r"rewards must have shape \(…, G\) with G ≥ 2, .*, got \(\)"),
-    ({"rewards": entry(NAN)}, ValueError, r"rewards must be finite, got nan at index \(1, 2\)"),
-    ({"rewards": entry(-INF)}, ValueError, r"rewards must be finite, got -inf at index \(1, 2\)"),
+    ({"rewards": entry(NAN)}, ValueError, r"rewards must be finite, got nan at index \(0, 2\)"),
+    ({"rewards": entry(-INF)}, ValueError, r"rewards must be finite, got -inf at index \(0, 2\)"),
 ]
 IN_VALUES = [
     ({"values": REWARDS.long()}, TypeError, "values must have a float dtype, got torch.int64"),
     ({"values": REWARDS[0]}, ValueError, r"values must have shape \(2, 3\), got \(3,\)"),
-    ({"values": entry(INF)}, ValueError, r"values must be finite, got inf at index \(1, 2\)"),
+    ({"values": entry(INF)}, ValueError, r"values must be finite, got inf at index \(0, 2\)"),
 ]
 IN_SCALE = [({"scale": "l2"}, ValueError, "scale must be one of none, population, std, got 'l2'")]
 SHAPES = [({"rewards": REWARDS[:, :2]}, ValueError, r"rewards must have shape \(2, 3\), got \(2, 2\)")]

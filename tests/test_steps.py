@@ -111,9 +111,18 @@ def test_dtypes_and_purity(function, example):
     if function in OF_VALUES:
         assert expected.dtype == torch.float64
         assert_close(call(function, group, values=group.rewards.float()), expected.float(), 1e-6)
+        assert_close(call(function, group, values=group.rewards.bfloat16()), expected.bfloat16(), 1e-2)
     arguments = group.rewards.clone(), group.ids.clone(), group.mask.clone()
     call(function, group, *arguments)
     assert all(map(torch.equal, arguments, (group.rewards, group.ids, group.mask)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_extreme_ids(dtype):
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    ids = torch.tensor([[low, high], [low, high], [high, high], [low, low]], dtype=dtype)
+    mask = torch.tensor([[1, 1], [1, 1], [1, 1], [1, 0]]).bool()
+    assert step_sizes(ids, mask).tolist() == [[3, 2], [3, 2], [1, 1], [3, 0]]
 
 
 def test_group_of_one():

@@ -55,13 +55,15 @@ def test_nodes_are_the_process_sets(group):
 
 
 def test_picture():
-    assert str(ProcessTree(["the cat sat".split(), "the cat".split(), "the dog".split(), ["no"]], [1, 0, 0.5, -3])) == (
-        "4 completions, mean reward -0.375\n"
-        "├─ the        R +0.50  A +0.49  |λ| 3\n"
-        "│  ├─ cat     R +0.50  A +0.49  |λ| 2\n"
-        "│  │  └─ sat  R +1.00  A +0.77  |λ| 1\n"
-        "│  └─ dog     R +0.50  A +0.49  |λ| 1\n"
-        "└─ no         R -3.00  A -1.46  |λ| 1"
+    texts = ["the cat sat", "the cat", "the dog", "no", "no way"]  # mean −1/2, Σ(r + 1/2)² = 10, std √(10/4)
+    assert str(ProcessTree([text.split() for text in texts], [1, 0, 0.5, -3, -1])) == (
+        "5 completions, mean reward -0.500\n"
+        "├─ the        R +0.50  A +0.63  |λ| 3\n"
+        "│  ├─ cat     R +0.50  A +0.63  |λ| 2\n"
+        "│  │  └─ sat  R +1.00  A +0.95  |λ| 1\n"
+        "│  └─ dog     R +0.50  A +0.63  |λ| 1\n"
+        "└─ no         R -2.00  A -0.95  |λ| 2\n"
+        "   └─ way     R -1.00  A -0.32  |λ| 1"
     )
 
 
