@@ -80,8 +80,8 @@ def check_rewards(rewards: Tensor) -> None:
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Require one of the named choices. Raises ValueError that lists them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}, got {value!r}")
+    if value not in (choices := sorted(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_scored_group(rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> None:

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             check_writable(arguments.json)
         torch.set_num_threads(arguments.threads)
+        arguments.progress = sys.stderr.isatty() and not arguments.quiet
         return arguments.run(arguments)
     except (ValueError, OSError) as error:
         print(f"minigrpo {arguments.command}: {error}", file=sys.stderr)
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, formatter_class=style)
         sub.set_defaults(run=run)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-        sub.add_argument("--quiet", action="store_true", help="no progress bar")
+        sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
         sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more")
         return sub
 
@@ -106,11 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _demo(arguments: argparse.Namespace) -> int:
     from minigrpo.demo import demo  # the one command that needs matplotlib
 
-    return demo(arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=not arguments.quiet)
+    return demo(arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=arguments.progress)
 
 
 def _theorem(arguments: argparse.Namespace) -> int:
-    cases = theorem(groups=arguments.groups, seed=arguments.seed, progress=not arguments.quiet)
+    cases = theorem(groups=arguments.groups, seed=arguments.seed, progress=arguments.progress)
     rows, finished = _take(cases)
     print(theorem_text(rows))
     code = _finish(arguments, {"rows": rows}, finished)
@@ -119,7 +120,7 @@ def _theorem(arguments: argparse.Namespace) -> int:
 
 def _table1(arguments: argparse.Namespace) -> int:
     result: dict[str, list[dict]] = {"rows": [], "differences": [], "controls": []}
-    options = {"seeds": arguments.seeds, "progress": not arguments.quiet}
+    options = {"seeds": arguments.seeds, "progress": arguments.progress}
     finished = True
     for lr in arguments.lr or [LEARNING_RATES[arguments.policy, arguments.optimizer]]:
         config = TrapConfig(
@@ -140,7 +141,7 @@ def _table1(arguments: argparse.Namespace) -> int:
 
 
 def _overlap(arguments: argparse.Namespace) -> int:
-    rows, finished = _take(overlap(group_sizes=arguments.group_sizes, progress=not arguments.quiet))
+    rows, finished = _take(overlap(group_sizes=arguments.group_sizes, progress=arguments.progress))
     print(overlap_text(rows))
     return _finish(arguments, {"rows": rows}, finished)
 
@@ -148,7 +149,7 @@ def _overlap(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     settings = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if f.name != "env_kwargs"}
     config = Config(**settings, env_kwargs=dict(map(_env_argument, arguments.env_arg)))
-    result = train(config, out=arguments.out, progress=not arguments.quiet)
+    result = train(config, out=arguments.out, progress=arguments.progress)
     rewards = [row["reward"] for row in result.rows]
     if rewards:
         last = rewards[-50:]

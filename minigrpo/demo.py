@@ -19,7 +19,7 @@ TREE = (
     "R is the mean reward of those that pass through a step (a Monte-Carlo estimate of what it is worth), A is R "
     "compared with the group, |λ| says how many pass through it.",
     "J K L M is the best completion of the group. Its first step J K L has A < 0, as two others fail after it, and "
-    "GRPO pushes it down three times, once for each completion. That is the flaw; λ-GRPO divides by |λ| and pushes once.",
+    "GRPO pushes it down three times, once a completion. That is the flaw; λ-GRPO divides by |λ|: it pushes once.",
 )
 THEOREM = (
     "GRPO gives every token of a completion its outcome advantage; a process reward method gives each step its own. "

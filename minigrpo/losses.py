@@ -25,12 +25,12 @@ def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
     """
     check_tensor("logits", logits, "float")
     check_tensor("completion_ids", completion_ids, "int", logits.shape[:-1])
-    chosen = logits.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
+    chosen = logits.gather(-1, completion_ids.long().unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(dim=-1)
 
 
 def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """Estimate KL(π_θ ‖ π_ref) at each sampled token: never negative, 0 where the two agree.
+    """Estimate KL(π_θ ‖ π_ref) at each sampled token: 0 where the two agree, else above 0.
 
         k3 = π_ref/π_θ − ln(π_ref/π_θ) − 1        (the paper's D_{i,t} is β·k3)
 
@@ -38,7 +38,7 @@ def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     Returns: (…, T) in nats; `ref_logps` is a constant, no gradient flows into it.
     """
     log_ratio = ref_logps.detach() - logps
-    return log_ratio.exp() - log_ratio - 1
+    return log_ratio.expm1() - log_ratio
 
 
 def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, epsilon: float | None = None) -> Tensor:
@@ -77,7 +77,7 @@ def policy_loss(
         aggregation: "token-mean" divides by Σ mask (DAPO; the theorem's), or by `num_tokens` where given: the whole
         batch's count when gradients accumulate over micro-batches, a constant for Dr. GRPO. "seq-mean" is the mean
         over rows of each row's mean, 1/len(y⁽ⁱ⁾) (the theorem fails under it).
-    Returns: scalar. Gradient flows through `logps` alone.
+    Returns: scalar. No gradient flows into `old_logps` and `ref_logps`; what is masked has no part in it.
     Raises: TypeError or ValueError for wrong dtypes or shapes, no unmasked token and no `num_tokens`, options out of
         range, an unknown aggregation, or β > 0 without `ref_logps`.
     """
@@ -89,13 +89,16 @@ def policy_loss(
     if ref_logps is not None:
         check_tensor("ref_logps", ref_logps, "float", logps.shape)
 
-    per_token = clipped_surrogate(logps, old_logps, advantages, epsilon)
-    if beta > 0:
-        per_token = per_token - beta * kl_k3(logps, ref_logps)
-    weighted = torch.where(completion_mask, step_weights * per_token, 0)  # (…, T), 0 where masked
-    if aggregation == "seq-mean":
-        return -(weighted.sum(dim=-1) / completion_mask.sum(dim=-1).clamp(min=1)).mean()
     if num_tokens is None:
         check_not_empty(completion_mask)
-        num_tokens = completion_mask.sum()
-    return -weighted.sum() / num_tokens
+    # The mask is applied once, here: what is under it has no part in anything, not even as NaN.
+    selected = (value[completion_mask] for value in (logps, old_logps, advantages, step_weights))
+    logps, old_logps, advantages, step_weights = selected  # (Σ mask,)
+    per_token = clipped_surrogate(logps, old_logps, advantages, epsilon)
+    if beta > 0:
+        per_token = per_token - beta * kl_k3(logps, ref_logps[completion_mask])
+    weighted = step_weights * per_token
+    if aggregation == "seq-mean":
+        lengths = completion_mask.sum(dim=-1, keepdim=True).expand_as(completion_mask)[completion_mask]
+        return -(weighted / lengths).sum() / completion_mask[..., 0].numel()
+    return -weighted.sum() / (completion_mask.sum() if num_tokens is None else num_tokens)

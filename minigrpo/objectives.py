@@ -25,7 +25,7 @@ def group_advantages(rewards: Tensor, *, scale: str = "std", eps: float = 1e-4) 
 
     Args: rewards float (…, G), in the task's units; scale "std" (unbiased), "population", or "none" for no division
         (Dr. GRPO: aᵢ = rᵢ − mean r, in the units of the rewards); eps in the units of the rewards.
-    Returns: (…, G) in the dtype of `rewards`, in standard deviations; exactly 0 for a group of equal rewards.
+    Returns: (…, G) in the dtype of `rewards`, in standard deviations; exactly 0 for a group of equal rewards (eps > 0).
     Raises: TypeError for a wrong dtype; ValueError for a wrong shape, G < 2, NaN or infinity, an unknown scale.
     """
     check_rewards(rewards)

@@ -81,7 +81,7 @@ def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
 
 def controls_text(rows: Sequence[dict], controls: Sequence[dict]) -> str:
     """The controls of Table 1, a setting a line, averaged over the six cells, with the main comparison first."""
-    header = ("control", "GRPO", "λ-GRPO", "cells where λ-GRPO leads", "cells where GRPO leads")
+    header = ("control", "GRPO", "λ-GRPO", "λ-GRPO leads", "GRPO leads")
     settings: dict[str, list[dict]] = {}
     for row in [{"control": "the comparison above"} | row for row in rows] + list(controls):
         settings.setdefault(f"{row['control']}: {_settings(row)}", []).append(row)
@@ -101,7 +101,7 @@ def controls_text(rows: Sequence[dict], controls: Sequence[dict]) -> str:
             )
         )
     return (
-        "Controls: target frequency averaged over the cells; a cell leads where its 95% interval excludes 0\n"
+        "Controls: target frequency, mean of the six cells, and in how many the 95% interval says who leads\n"
         f"{text_table(header, lines)}"
     )
 

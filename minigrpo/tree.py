@@ -66,7 +66,7 @@ class ProcessTree:
             raise ValueError(f"rewards must be finite, got {self.rewards}")
         if scale not in ("std", "population", "none"):
             raise ValueError(f"scale must be one of none, population, std, got {scale!r}")
-        self.mean = statistics.fmean(self.rewards)
+        self.mean = statistics.mean(self.rewards)  # exact, so that equal rewards have A = 0
         self._unit = 1.0 if scale == "none" else DEVIATIONS[scale](self.rewards) + eps
         self.roots = self._grow(range(len(self.completions)), 0)
 
@@ -84,7 +84,7 @@ class ProcessTree:
         first = self.completions[members[0]]
         while end < len(first) and all(self.completions[i][end : end + 1] == (first[end],) for i in members):
             end += 1
-        reward = statistics.fmean(self.rewards[i] for i in members)
+        reward = statistics.mean(self.rewards[i] for i in members)
         advantage = (reward - self.mean) / self._unit
         return Node(first[start:end], start, members, reward, advantage, self._grow(members, end))
 
