@@ -8,6 +8,7 @@ from pathlib import Path
 from minigrpo import viz
 from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap, theorem, trap_rows
 from minigrpo.files import check_writable, write_json
+from minigrpo.report import Picture, Pre, report
 from minigrpo.text import failures, sparkline, table1_text, theorem_text
 from minigrpo.tree import ProcessTree
 
@@ -74,23 +75,23 @@ def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress:
     sections = [
         (
             "Every group is a tree of process steps",
-            [*TREE, viz.Picture(viz.plot_tree(tree), ALTS["tree"]), viz.Pre(str(tree))],
+            [*TREE, Picture(viz.plot_tree(tree), ALTS["tree"]), Pre(str(tree))],
         ),
         (
             "GRPO = PRM: the theorem runs",
-            [*THEOREM, viz.Picture(viz.plot_theorem(gaps), ALTS["theorem"]), viz.Pre(theorem_text(gaps))],
+            [*THEOREM, Picture(viz.plot_theorem(gaps), ALTS["theorem"]), Pre(theorem_text(gaps))],
         ),
         (
             "The trap: the flaw, and λ-GRPO's repair",
             [
                 *TRAP,
-                viz.Picture(viz.plot_table1(rows, differences), ALTS["table1"]),
-                viz.Pre(table1_text(rows, differences)),
-                viz.Picture(viz.plot_trap_curves(hits, tuple(PAPER_TABLE1)), ALTS["curves"]),
+                Picture(viz.plot_table1(rows, differences), ALTS["table1"]),
+                Pre(table1_text(rows, differences)),
+                Picture(viz.plot_trap_curves(hits, tuple(PAPER_TABLE1)), ALTS["curves"]),
             ],
         ),
     ]
-    viz.report(page, sections, "GRPO is secretly a process reward model")
+    report(page, sections, "GRPO is secretly a process reward model")
     print(f"\nThe same with figures: {page.resolve().as_uri()}")
     return 1 if failures(gaps) else 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: str | Path, text: str) -> Path:
+def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file whole: to a temporary file beside it, which is then renamed over it. Makes missing folders.
 
     Raises: OSError, with the path in it, where the file can't be written; what stood there before stays.
@@ -18,14 +18,19 @@ def write_text(path: str | Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
     return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write text whole, in UTF-8. Raises: as `write_bytes`."""
+    return write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from minigrpo import ProcessTree, viz
+from minigrpo import ProcessTree, report, viz
 from minigrpo.experiments import PAPER_TABLE1, TrapConfig, trap_rows
 
 CELLS = tuple(PAPER_TABLE1)
@@ -183,20 +183,20 @@ def test_bad_input(tree, hits, tmp_path):
         lambda: viz.plot_trap_curves({}, CELLS),
         lambda: viz.plot_trap_curves(hits, CELLS[:2]),
         lambda: viz.plot_readme(tree, {"sarsa": hits["grpo"]}, CELLS),
-        lambda: viz.save(Figure(), tmp_path / "figure.jpg"),
-        lambda: viz.Picture(Figure(), " "),
-        lambda: viz.Table(("a", "b"), [(1, 2), (3,)]),
+        lambda: report.save(Figure(), tmp_path / "figure.jpg"),
+        lambda: report.Picture(Figure(), " "),
+        lambda: report.Table(("a", "b"), [(1, 2), (3,)]),
     ):
         with pytest.raises(ValueError):
             call()
     with pytest.raises(TypeError, match="got int"):
-        viz.report(tmp_path / "page.html", [("Heading", [3])], "Title")
+        report.report(tmp_path / "page.html", [("Heading", [3])], "Title")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_save_writes_the_same_file_twice_and_nothing_else(figures, tmp_path, suffix, start):
-    paths = [viz.save(figures["tree"], tmp_path / "new" / f"{k}{suffix}") for k in range(2)]
+    paths = [report.save(figures["tree"], tmp_path / "new" / f"{k}{suffix}") for k in range(2)]
     first, second = (path.read_bytes() for path in paths)
     assert first.startswith(start)
     assert first == second
@@ -208,10 +208,14 @@ def test_a_notebook_shows_a_figure(figures):
 
 
 def test_report_stands_alone(figures, tmp_path, monkeypatch):
-    pictures = [viz.Picture(figure, f"what <{name}> shows", f"caption & {name}") for name, figure in figures.items()]
-    table = viz.Table(("case <b>", "gap"), [("<script>alert(1)</script>", -0.5), ("1 & 2", "[+0.1, +0.2]")], "cap <i>")
-    blocks = ["<script>alert(2)</script>", viz.Pre("└─ <script>"), table, *pictures]
-    page = viz.report(tmp_path / "page.html", [("One <h>", blocks), ("Two", ["text"])], "A <title>").read_text("utf-8")
+    pictures = [report.Picture(figure, f"what <{name}> shows", f"caption & {name}") for name, figure in figures.items()]
+    table = report.Table(
+        ("case <b>", "gap"), [("<script>alert(1)</script>", -0.5), ("1 & 2", "[+0.1, +0.2]")], "cap <i>"
+    )
+    blocks = ["<script>alert(2)</script>", report.Pre("└─ <script>"), table, *pictures]
+    page = report.report(tmp_path / "page.html", [("One <h>", blocks), ("Two", ["text"])], "A <title>").read_text(
+        "utf-8"
+    )
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 3
     assert re.findall(r'alt="([^"]*)"', page) == [html.escape(picture.alt) for picture in pictures]
@@ -230,7 +234,7 @@ def test_report_stands_alone(figures, tmp_path, monkeypatch):
     assert '<th scope="col" class="number">gap</th>' in page
     assert '<td class="number">-0.5</td>' in page
     assert "<td>1 &amp; 2</td>" in page
-    monkeypatch.setattr(viz, "HEAVY", 0)
-    heavy = viz.report(tmp_path / "heavy.html", [("One", pictures[:1])], "Title").read_text("utf-8")
+    monkeypatch.setattr(report, "HEAVY", 0)
+    heavy = report.report(tmp_path / "heavy.html", [("One", pictures[:1])], "Title").read_text("utf-8")
     assert "data:image/png;base64," in heavy
     assert "svg+xml" not in heavy

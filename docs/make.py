@@ -1,0 +1,74 @@
+"""Make what the docs show of results: `python docs/make.py` (half a minute).
+
+The blocks of docs/results.md and the figures in docs/img are drawn from the committed JSON in docs/results. The
+README's figure trains the trap anew, as `python -m minigrpo demo` does.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from minigrpo.demo import WORKED_EXAMPLE, WORKED_REWARDS
+from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap
+from minigrpo.files import write_text
+from minigrpo.report import save
+from minigrpo.text import controls_text, overlap_text, table1_text, theorem_text
+from minigrpo.tree import ProcessTree
+from minigrpo.viz import plot_overlap, plot_readme, plot_table1, plot_theorem
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "results.md"
+
+
+def result(name: str) -> dict:
+    """A committed result."""
+    return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def blocks() -> dict[str, str]:
+    """The text blocks of the page by the name in the comment above each."""
+    table1 = result("table1")
+    return {
+        "theorem": theorem_text(result("theorem")["rows"]),
+        "table1": table1_text(table1["rows"], table1["differences"]),
+        "controls": controls_text(table1["rows"] + table1["differences"], table1["controls"]),
+        "transformer": every_rate(result("table1_transformer_adam")),
+        "mlp": every_rate(result("table1_mlp_adam")),
+        "overlap": overlap_text(result("overlap")["rows"]),
+    }
+
+
+def every_rate(table1: dict) -> str:
+    """A table for each learning rate of a result."""
+    rates = dict.fromkeys(row["lr"] for row in table1["rows"])
+    parts = ([row for row in table1[key] if row["lr"] == lr] for lr in rates for key in ("rows", "differences"))
+    return "\n\n".join(table1_text(rows, differences) for rows, differences in zip(parts, parts, strict=True))
+
+
+def page(text: str) -> str:
+    """The page with every block filled in. Raises: KeyError for a comment that names no block."""
+    filled = blocks()
+    return re.sub(
+        r"<!-- (\w+) -->\n```text\n.*?```",
+        lambda match: f"<!-- {match[1]} -->\n```text\n{filled[match[1]]}\n```",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    """Write the blocks and every figure."""
+    print(write_text(PAGE, page(PAGE.read_text(encoding="utf-8"))).name)
+    tree = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS)
+    table1 = result("table1")
+    for name, figure in (
+        ("readme", plot_readme(tree, run_trap(DEFAULT_TRAP, COMPARED, 30, progress=False), tuple(PAPER_TABLE1))),
+        ("table1", plot_table1(table1["rows"], table1["differences"])),
+        ("theorem", plot_theorem(result("theorem")["rows"])),
+        ("overlap", plot_overlap(result("overlap")["rows"])),
+    ):
+        print(save(figure, DOCS / "img" / f"{name}.png").relative_to(DOCS))
+
+
+if __name__ == "__main__":
+    main()

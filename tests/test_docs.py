@@ -1,0 +1,115 @@
+"""The pages say what the data and the code say: blocks, numbers, links, commands, the README's code."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigrpo.cli import build_parser
+from minigrpo.text import failures
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("make", ROOT / "docs" / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_block_of_the_results_is_what_its_data_give(make):
+    text = TEXTS["docs/results.md"]
+    assert set(re.findall(r"<!-- (\w+) -->\n```text\n", text)) == set(make.blocks())
+    assert make.page(text) == text, "run python docs/make.py"
+
+
+def test_prose_of_the_results_agrees_with_the_data(make):
+    """The numbers that the prose of docs/results.md and README.md draws from the tables."""
+    table1 = make.result("table1")
+    assert len({row["seeds"] for row in table1["rows"]}) == 1
+    assert min(row["ci_low"] for row in table1["differences"]) > 0
+
+    def mean(control, objective, lr):
+        kept = [
+            r["mean"]
+            for r in table1["controls"]
+            if (r["control"], r["lr"]) == (control, lr) and r.get("objective") == objective
+        ]
+        assert len(kept) == 6
+        return round(sum(kept) / 6, 2)
+
+    rates = {row["lr"] for row in table1["controls"] if row["control"] == "learning-rate sweep"}
+    for objective, best in (("grpo", 0.74), ("lambda_grpo", 1.00)):
+        sweep = {lr: mean("learning-rate sweep", objective, lr) for lr in rates}
+        assert max(sweep.values()) == sweep[5.0] == pytest.approx(best)
+    adam = {lr: (mean("tabular, adam", "grpo", lr), mean("tabular, adam", "lambda_grpo", lr)) for lr in (0.03, 0.1)}
+    assert set(adam.values()) == {(0.97, 0.98)}
+    differences = [row for row in table1["controls"] if "difference" in row]
+    assert not [row for row in differences if row["ci_high"] < 0]  # GRPO leads nowhere
+    for name in ("table1_transformer_adam", "table1_mlp_adam"):
+        assert min(row["mean"] for row in make.result(name)["differences"]) > 0
+
+
+def test_committed_theorem_holds(make):
+    rows = make.result("theorem")["rows"]
+    assert len(rows) > 20
+    assert failures(rows) == []
+
+
+def test_readme_names_the_settings_of_table1():
+    text = " ".join(TEXTS["README.md"].split())
+    assert "tabular policy under SGD with learning rate 20" in text
+
+
+def test_readme_code_runs(tmp_path):
+    code = re.search(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)[1]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "J K L" in run.stdout
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    prose = re.sub(r"```.*?```", "", TEXTS[name], flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s]+)", prose)
+    local = [link for link in links if not link.startswith("https://")]
+    assert [link for link in local if not (ROOT / name).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_figure_has_words(name):
+    assert [alt for alt in re.findall(r"!\[([^\]]*)\]", TEXTS[name]) if len(alt) < 30] == []
+
+
+def test_commands_in_the_pages_exist():
+    found = [
+        command
+        for text in TEXTS.values()
+        for command in re.findall(r"`(?:\S*python3?) -m minigrpo ([^`\n]*)`", text)
+        if command.split()[0].isalnum()
+    ]
+    assert len(found) > 8
+    for command in found:
+        build_parser().parse_args(shlex.split(command))
+
+
+def test_readme_tree_names_every_module():
+    tree = re.search(r"```text\n(minigrpo/\n.*?)```", TEXTS["README.md"], re.DOTALL)[1]
+    modules = {path.name for path in (ROOT / "minigrpo").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert modules <= set(re.findall(r"\w+\.py", tree))
+
+
+def test_results_are_json_that_any_reader_takes():
+    for path in (ROOT / "docs" / "results").glob("*.json"):
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+        assert value["rows"]
+        assert value["finished"]
