@@ -23,6 +23,11 @@ from minigrpo.trainer import OPTIMIZERS, Config, train
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a theorem that failed, 2 for a user's mistake (one sentence), 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["llm"]:
+        from minigrpo.llm.cli import main as llm  # transformers is heavy: only where it is asked for
+
+        return llm(argv[1:])
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.threads < 1:
@@ -101,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         sub.add_argument(f"--{name}", type=kind, default=getattr(default, name.replace("-", "_")), help=text)
     sub.add_argument("--out", type=Path, help="folder of config.json and metrics.jsonl")
+
+    commands.add_parser("llm", help="the same on language models: llm train | eval | theorem | overlap")
     return parser
 
 

@@ -1,0 +1,166 @@
+"""`python -m minigrpo llm train | eval | compare | overlap | theorem | plot`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from minigrpo.files import check_writable, write_json
+from minigrpo.llm.settings import PRESETS, Settings
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; return 0, 1 for a theorem that failed, 2 for a user's mistake (one sentence), 130 for Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.json:
+            check_writable(arguments.json)
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"minigrpo llm {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"minigrpo llm {arguments.command}: interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every command and option."""
+    parser = argparse.ArgumentParser(prog="python -m minigrpo llm", description="The objectives on language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+        sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
+        return sub
+
+    sub = command("train", _train, "fine-tune a model with a verifiable reward")
+    _add_settings(sub)
+    sub.add_argument("--out", type=Path, required=True, help="the run's folder")
+    sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+
+    sub = command("eval", _eval, "accuracy on held-out problems, greedy or pass@k")
+    _add_settings(sub, only=("model", "task", "max_new_tokens", "eval_size", "train_size", "device", "seed"))
+    sub.add_argument("--run-folder", type=Path, help="evaluate the checkpoint of this run, with its settings")
+    sub.add_argument("--samples", type=int, default=1, help="completions a problem (default 1)")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default 0)")
+
+    sub = command("theorem", _theorem, "grpo and prm give one gradient on the whole model, on its own samples")
+    _add_settings(sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed"))
+
+    sub = command("overlap", _overlap, "how much the groups of a run shared as it trained")
+    sub.add_argument("run_folder", type=Path, help="a run's folder")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> None:
+    """An option for each setting; those that are not given come from the preset."""
+    presets = "; ".join(f"{name}: {preset.needs}" for name, preset in PRESETS.items())
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="cpu", help=f"where the other settings come from. {presets}"
+    )
+    kinds = get_type_hints(Settings)
+    for field in dataclasses.fields(Settings):
+        if only and field.name not in only:
+            continue
+        option, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        if kinds[field.name] is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            kind = kinds[field.name] if isinstance(kinds[field.name], type) else float
+            parser.add_argument(option, type=kind, help=text)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """The preset with the options that were given."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    return dataclasses.replace(PRESETS[arguments.preset].settings, **given)
+
+
+def _progress(arguments: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() and not arguments.quiet
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.experiments import read_metrics, summary
+    from minigrpo.llm.training import train
+
+    settings = _settings(arguments)
+    finished = train(settings, arguments.out, resume=arguments.resume, progress=_progress(arguments))
+    result = summary(read_metrics(arguments.out))
+    print(
+        f"held-out greedy accuracy: {result['first']:.2f} at the start, {result['last']:.2f} at the end "
+        f"({result['best']:.2f} at best); {arguments.out}/metrics.jsonl"
+    )
+    if arguments.json:
+        write_json(arguments.json, result | {"finished": finished})
+    if not finished:
+        print("stopped early: go on with the same command and --resume", file=sys.stderr)
+    return 0 if finished else 130
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.evaluation import evaluate
+    from minigrpo.llm.models import load_model
+    from minigrpo.llm.tasks import load_task
+
+    settings = _settings(arguments)
+    task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
+    loaded = load_model(settings.model, device=settings.device)
+    result = evaluate(
+        loaded.model,
+        loaded.tokenizer,
+        task,
+        max_new_tokens=settings.max_new_tokens,
+        samples=arguments.samples,
+        temperature=arguments.temperature,
+        seed=settings.seed,
+    )
+    print(
+        f"{settings.model} on {settings.task}: accuracy {result['accuracy']:.3f} "
+        f"[{result['ci_low']:.3f}, {result['ci_high']:.3f}] over {result['problems']} held-out problems"
+    )
+    passed = [f"{name} {value:.3f}" for name, value in result.items() if name.startswith("pass@")]
+    if arguments.samples > 1:
+        print(", ".join(passed))
+    if loaded.note:
+        print(loaded.note)
+    if arguments.json:
+        write_json(arguments.json, result)
+    return 0
+
+
+def _theorem(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.experiments import TOLERANCE, theorem
+
+    settings = _settings(arguments)
+    rows, other, tree = theorem(settings)
+    print(f"{tree}\n")
+    (row,) = rows
+    holds = max(row["loss_gap"], row["grad_gap"]) < TOLERANCE
+    print(
+        f"grpo and prm: gradient gap {row['grad_gap']:.1e}, loss gap {row['loss_gap']:.1e} over every weight of "
+        f"{settings.model} (float32, limit {TOLERANCE:.0e}): {'equal' if holds else 'NOT equal'}\n"
+        f"grpo and lambda_grpo: gradient gap {other['grad_gap']:.2f}, another objective"
+    )
+    if arguments.json:
+        write_json(arguments.json, {"rows": rows, "lambda_grpo": other})
+    return 0 if holds else 1
+
+
+def _overlap(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.experiments import overlap
+    from minigrpo.text import overlap_text
+
+    rows = overlap(arguments.run_folder)
+    print(overlap_text(rows))
+    if arguments.json:
+        write_json(arguments.json, {"rows": rows})
+    return 0

@@ -1,0 +1,99 @@
+"""Accuracy on held-out problems, greedy or sampled, with Wilson intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minigrpo.llm.sampling import sample_completions
+from minigrpo.llm.tasks import Task
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], system: str | None) -> list[list[int]]:
+    """Turn user messages into token ids with the model's chat template, ready for its answer."""
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    return [
+        tokenizer.apply_chat_template(
+            [*opening, {"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+        )
+        for prompt in prompts
+    ]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """Turn completions (…, T) into texts, row by row, without special tokens."""
+    rows = zip(ids.flatten(0, -2).tolist(), mask.flatten(0, -2).sum(dim=-1).tolist(), strict=True)
+    return [tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in rows]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    *,
+    max_new_tokens: int,
+    problems: int | None = None,
+    samples: int = 1,
+    temperature: float = 0.0,
+    batch: int = 64,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Solve held-out problems and count.
+
+        accuracy = share of right completions;   pass@k = mean over problems of 1 − C(n − c, k) / C(n, k)
+
+    Args: problems: how many of the held-out ones, all where None; samples: n completions of each (1 where temperature
+        is 0, greedy); batch: completions at a time.
+    Returns: accuracy with its 95% Wilson interval (ci_low, ci_high; over problems where n is 1, over completions
+        otherwise), problems, samples, and pass@k for k = 1, 2, 4, … n.
+    Raises: ValueError for options out of range.
+    Source: pass@k of Chen et al. 2021, arXiv 2107.03374; interval of Wilson 1927.
+    """
+    if samples < 1 or (temperature == 0 and samples > 1):
+        raise ValueError(f"samples must be at least 1, and 1 where temperature is 0 (greedy), got {samples}")
+    kept = task.heldout if problems is None else task.heldout.select(range(min(problems, len(task.heldout))))
+    generator = torch.Generator().manual_seed(seed)
+    right: list[int] = []  # right completions of each problem
+    size = max(1, batch // samples)
+    was_training = model.training
+    model.eval()
+    for first in range(0, len(kept), size):
+        part = kept[first : first + size]
+        drawn = sample_completions(
+            model,
+            encode_prompts(tokenizer, part["prompt"], task.system_prompt),
+            group_size=samples,
+            max_new_tokens=max_new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            temperature=temperature,
+            generator=generator,
+        )
+        texts = decode(tokenizer, drawn.completion_ids, drawn.completion_mask)
+        answers = [answer for answer in part["answer"] for _ in range(samples)]
+        rewards = [task.reward(text, answer) == 1.0 for text, answer in zip(texts, answers, strict=True)]
+        right += [sum(rewards[k : k + samples]) for k in range(0, len(rewards), samples)]
+    model.train(was_training)
+    low, high = wilson(sum(right), len(right) * samples)
+    result = {"accuracy": sum(right) / (len(right) * samples), "ci_low": low, "ci_high": high}
+    result |= {"problems": len(right), "samples": samples}
+    ks = [2**e for e in range(samples.bit_length()) if 2**e <= samples]
+    return result | {f"pass@{k}": sum(pass_at_k(samples, c, k) for c in right) / len(right) for k in ks}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of n completions, c of them right, hold a right one: 1 − C(n − c, k) / C(n, k)."""
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def wilson(right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of Wilson (1927) for a share: where p̂ is within z standard errors of p."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, weight = right / count, z * z / count
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)

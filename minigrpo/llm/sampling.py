@@ -1,0 +1,173 @@
+"""Groups of completions from a language model: the prompt's prefill once a group, a KV cache, log-probs kept.
+
+The policy is π_θ = softmax(logits / temperature), in sampling and in training. Top-p narrows what is sampled but not
+the log-probs that are kept, as in TRL: with top_p below 1 samples are slightly off-policy.
+
+Shapes: P prompts, G completions of a group, L prompt tokens (padded on the left), T completion tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from minigrpo.losses import token_logps
+
+
+@dataclass(frozen=True)
+class Samples:
+    """P groups of G completions with their prompts.
+
+    prompt_ids: int (P, L), padded on the left; prompt_mask: bool (P, L); completion_ids: int (P, G, T), padded on the
+    right, the EOS its last unmasked token; completion_mask: bool (P, G, T); old_logps: float (P, G, T), ln π_old of
+    each token in nats, 0 where masked.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    old_logps: Tensor
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad token lists on the left: int (P, L) and bool (P, L). Raises: ValueError for an empty prompt."""
+    if not all(len(prompt) for prompt in prompts) or not prompts:
+        raise ValueError(f"prompts must each hold a token, got lengths {[len(prompt) for prompt in prompts]}")
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
+    return ids, torch.arange(longest) >= longest - lengths
+
+
+@torch.no_grad()
+def sample_completions(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator,
+) -> Samples:
+    """Sample a group for each prompt, until EOS or max_new_tokens; temperature 0 takes the likeliest token.
+
+    The random numbers come from `generator` alone, one for each completion and token on the CPU, so that samples do
+    not depend on the device's generator.
+
+    Args: prompts: P lists of token ids; group_size G; temperature ≥ 0; top_p in (0, 1].
+    Returns: Samples on the model's device. With temperature 0 the log-probs are those at temperature 1.
+    Raises: ValueError for an empty prompt, options out of range, or more tokens than the model's context holds.
+    """
+    ids, mask = (tensor.to(model.device) for tensor in pad_prompts(prompts, pad_id))
+    check_sampling(model, ids.shape[1], group_size, max_new_tokens, temperature, top_p)
+    rows = len(prompts) * group_size
+    prefill = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions(mask),
+        past_key_values=DynamicCache(config=model.config),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = prefill.past_key_values
+    cache.batch_repeat_interleave(group_size)  # one prefill serves its whole group
+    logits = prefill.logits[:, -1].repeat_interleave(group_size, dim=0)  # (P·G, V)
+    attention = mask.repeat_interleave(group_size, dim=0)  # (P·G, L), one longer with each token
+    place = attention.sum(dim=1, keepdim=True)  # the position of the next token
+    alive = torch.ones(rows, dtype=torch.bool, device=model.device)
+    tokens, alives, logps = [], [], []
+    for _ in range(max_new_tokens):
+        draw = torch.rand(rows, 1, generator=generator).to(model.device)
+        scaled = logits.float() / (temperature or 1.0)
+        token = _draw(scaled, draw, top_p) if temperature > 0 else scaled.argmax(dim=-1)
+        token = torch.where(alive, token, pad_id)
+        tokens.append(token)
+        alives.append(alive)
+        logps.append(torch.where(alive, token_logps(scaled, token), 0))
+        attention = torch.cat([attention, alive.unsqueeze(1)], dim=1)
+        alive = alive & (token != eos_id)
+        if not alive.any() or len(tokens) == max_new_tokens:
+            break
+        logits = model(
+            input_ids=token.unsqueeze(1),
+            attention_mask=attention.long(),
+            position_ids=place,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+        place = place + 1
+    shape = (len(prompts), group_size, -1)
+    return Samples(ids, mask, *(torch.stack(x, dim=1).view(shape) for x in (tokens, alives, logps)))
+
+
+def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, temperature: float = 1.0) -> Tensor:
+    """Compute ln π_θ of every completion token in one full forward pass, for some of the P·G rows.
+
+    Args: samples; rows: which of the P·G completions, in order; temperature: that of the samples (0 means 1).
+    Returns: float (rows, T) in nats, float32; gradient flows into the model. Logits stand for completions only.
+    """
+    group_size = samples.completion_ids.shape[1]
+    ids, mask = (
+        torch.cat([prompt.repeat_interleave(group_size, dim=0)[rows], completion.flatten(0, 1)[rows]], dim=1)
+        for prompt, completion in (
+            (samples.prompt_ids, samples.completion_ids),
+            (samples.prompt_mask, samples.completion_mask),
+        )
+    )
+    T = samples.completion_ids.shape[2]
+    output = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions(mask),
+        use_cache=False,
+        logits_to_keep=T + 1,
+    )
+    return token_logps(output.logits[:, :-1].float() / (temperature or 1.0), ids[:, -T:])
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token among the unmasked of its row: bool (B, L) → int (B, L); 0 where padded on the left."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def check_sampling(
+    model: PreTrainedModel, prompt_tokens: int, group_size: int, max_new_tokens: int, temperature: float, top_p: float
+) -> None:
+    """Refuse options out of range with a ValueError that names them."""
+    context = model.config.max_position_embeddings
+    for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if prompt_tokens + max_new_tokens > context:
+        raise ValueError(
+            f"prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} must fit into the model's context of "
+            f"{context}: shorten the prompt or max_new_tokens"
+        )
+
+
+def _draw(logits: Tensor, draw: Tensor, top_p: float) -> Tensor:
+    """Draw a token for each row by its own uniform number: float (B, V), float (B, 1) → int (B,).
+
+    With top_p only the likeliest tokens that together hold top_p of the probability can be drawn.
+    """
+    if top_p == 1:
+        cumulated = logits.softmax(dim=-1).cumsum(dim=-1)
+        token = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True)
+        return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    cumulated = torch.where(before < top_p, probabilities, 0).cumsum(dim=-1)
+    token = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    return order.gather(1, token).squeeze(1)

@@ -1,0 +1,95 @@
+"""The settings of a language-model run, and presets for the machines that people have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from minigrpo.checks import check_choice, check_loss_options
+from minigrpo.objectives import OBJECTIVES, SCALES
+
+DTYPES = ("float32", "bfloat16")
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field with its default and the line that documents it, here and on the command line."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run; saved with it as manifest.json."""
+
+    model: str = setting("tiny", "tiny, smollm2-135m, a Hub id or a local folder")
+    task: str = setting("arithmetic", "a name of the tasks, or a .jsonl file")
+    objective: str = setting("grpo", "one of OBJECTIVES")
+    updates: int = setting(100, "each samples anew")
+    prompts: int = setting(8, "P, prompts an update")
+    group_size: int = setting(8, "G, completions of a prompt")
+    max_new_tokens: int = setting(24, "T at most")
+    temperature: float = setting(1.0, "of the policy, in sampling and in the loss")
+    top_p: float = setting(1.0, "of sampling")
+    learning_rate: float = setting(1e-3, "AdamW's, constant")
+    max_grad_norm: float = setting(1.0, "longer gradients are scaled down to it")
+    iterations: int = setting(1, "μ, optimiser steps on one sampled batch")
+    epsilon: float | None = setting(None, "clip range of the ratio; None: no clip")
+    beta: float = setting(0.0, "weight of the KL term towards the initial model")
+    scale: str = setting("std", "what divides the advantages, one of SCALES")
+    aggregation: str = setting("token-mean", "the loss's denominator, as in `policy_loss`")
+    lora_rank: int = setting(0, "r of the LoRA adapters on all linear layers; 0 trains the full weights")
+    lora_alpha: int = setting(32, "adapters are scaled by alpha/r")
+    lora_dropout: float = setting(0.0, "on the adapters' input, in training")
+    micro_batch: int = setting(64, "completions in one forward and backward pass")
+    gradient_checkpointing: bool = setting(False, "less memory, more time")
+    dtype: str = setting("float32", "of the weights, one of DTYPES")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    train_size: int = setting(2000, "training problems, taken in turn in a shuffled order")
+    eval_size: int = setting(200, "held-out problems")
+    eval_every: int = setting(20, "updates between evaluations; update 0 and the last are always evaluated")
+    save_every: int = setting(20, "updates between checkpoints")
+    seed: int = setting(0, "of the problems, their order, the samples and the adapters")
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range with a ValueError that names the field."""
+        for name, choices in (("objective", OBJECTIVES), ("scale", SCALES), ("dtype", DTYPES)):
+            check_choice(name, getattr(self, name), choices)
+        least = dict.fromkeys(("updates", "prompts", "max_new_tokens", "iterations", "micro_batch"), 1)
+        least |= {"group_size": 2, "train_size": 1, "eval_size": 1, "eval_every": 1, "save_every": 1}
+        least |= {"lora_rank": 0, "lora_alpha": 1, "seed": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        for name in ("learning_rate", "max_grad_norm", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        check_loss_options(self.epsilon, self.beta, self.aggregation, None, has_reference=True)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for a machine, with what they need."""
+
+    settings: Settings
+    needs: str  # memory and time
+
+
+PRESETS = {
+    "cpu": Preset(Settings(), "any laptop: 1 GB of memory, about two minutes on two cores"),
+    "laptop": Preset(
+        Settings(
+            model="smollm2-135m",
+            task="sums",
+            updates=20,
+            prompts=4,
+            group_size=8,
+            max_new_tokens=16,
+            learning_rate=1e-5,
+            micro_batch=32,
+            eval_size=60,
+            eval_every=10,
+            save_every=10,
+        ),
+        "a laptop: 4 GB of memory, about four minutes on two cores once the model is cached",
+    ),
+}

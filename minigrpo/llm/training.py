@@ -1,0 +1,433 @@
+"""GRPO, its process-reward twin and λ-GRPO on a language model: the loop, its files, and how it goes on.
+
+The objectives and the loss are those of the toy trainer. The prompts and samples of an update follow from the seed and
+the update's number alone, so that a run that was resumed repeats one that was not interrupted.
+
+Shapes: P prompts, G completions of a group, T tokens; rows are the P·G completions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import platform
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minigrpo.files import write_bytes, write_json, write_text
+from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
+from minigrpo.llm.models import load_model
+from minigrpo.llm.sampling import Samples, completion_logps, sample_completions
+from minigrpo.llm.settings import Settings
+from minigrpo.llm.tasks import Task, load_task
+from minigrpo.losses import kl_k3, policy_loss
+from minigrpo.objectives import OBJECTIVES
+from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
+
+PATIENCE = 5  # updates that must go wrong before a warning
+
+
+def train(settings: Settings, out: str | Path, *, resume: bool = False, progress: bool = True) -> bool:
+    """Fine-tune a model and leave `manifest.json`, `metrics.jsonl`, `rollouts.jsonl` and checkpoints in a folder.
+
+    A row of metrics describes the model after `update` optimiser rounds: its samples, what the next round did with
+    them, and its held-out accuracy where it was evaluated; the last row, `update` = updates, has no round after it.
+    SIGTERM and Ctrl-C end the run after the round in progress, with a checkpoint.
+
+    Args: settings; out: the run's folder; resume: go on from its last checkpoint; progress: show a bar.
+    Returns: whether the run reached its end.
+    Raises: ValueError for a model or task that can't be had, settings other than the checkpoint's, or a loss that is
+        no number; FileExistsError where `out` holds a run and `resume` is False; OSError where it can't be written.
+    """
+    out = Path(out)
+    check_folder(out, settings, resume)
+    torch.manual_seed(settings.seed)  # of the adapters' first weights
+    task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
+    loaded = load_model(settings.model, device=settings.device)
+    model, tokenizer = prepare(loaded.model, settings), loaded.tokenizer
+    reference = reference_of(model, settings)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
+    if resume:
+        first = load_checkpoint(out, trained, optimizer)
+        truncate(out, first)
+    else:
+        first = 0
+        write_json(out / "manifest.json", manifest(settings, loaded.source, loaded.note))
+    micro_batch, history = settings.micro_batch, []
+    bar = tqdm(total=settings.updates, initial=first, disable=not progress, desc=settings.objective, unit=" updates")
+    with bar, stop_signals() as stop:
+        for update in range(first, settings.updates + 1):
+            started, last = time.perf_counter(), update == settings.updates
+            row: dict[str, Any] = {"update": update}
+            evaluated = last or update % settings.eval_every == 0
+            if evaluated:
+                row |= held_out(model, tokenizer, task, settings)
+                started = time.perf_counter()
+
+            # 1. Sample a group for each prompt, and let the verifier reward it.
+            torch.manual_seed(settings.seed * 1_000_003 + update)  # of dropout
+            problems = problems_of(task, settings, update)
+            model.eval()
+            samples = sample_completions(
+                model,
+                encode_prompts(tokenizer, problems["prompt"], task.system_prompt),
+                group_size=settings.group_size,
+                max_new_tokens=settings.max_new_tokens,
+                eos_id=tokenizer.eos_token_id,
+                pad_id=tokenizer.pad_token_id,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + update),
+            )
+            texts = decode(tokenizer, samples.completion_ids, samples.completion_mask)
+            answers = [answer for answer in problems["answer"] for _ in range(settings.group_size)]
+            scores = [task.reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
+            rewards = torch.tensor(scores, device=samples.old_logps.device).view(-1, settings.group_size)  # (P, G)
+            row |= describe(samples, rewards, settings)
+            if evaluated:
+                append(out / "rollouts.jsonl", first_group(update, problems, texts, samples, rewards))
+
+            # 2. The objective turns rewards and shared prefixes into advantages and step weights; 3. descend, μ times.
+            if not last:
+                objective = OBJECTIVES[settings.objective]
+                tensors = objective(rewards, samples.completion_ids, samples.completion_mask, scale=settings.scale)
+                model.train()
+                for _ in range(settings.iterations):
+                    learned, micro_batch = descend(model, reference, optimizer, samples, tensors, settings, micro_batch)
+                row |= learned
+            seconds = time.perf_counter() - started
+            row |= {"tokens_per_second": row["tokens"] / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
+            history.append(row)
+            row["warnings"] = warnings_of(history, settings)
+            append(out / "metrics.jsonl", row)
+            for warning in row["warnings"]:
+                tqdm.write(f"update {update}: {warning}")
+            bar.set_postfix({name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row})
+            bar.update(not last)
+            if stop or last or (update + 1) % settings.save_every == 0:
+                save_checkpoint(out, update + 1, trained, optimizer)
+            if stop and not last:
+                return False
+    return True
+
+
+def descend(
+    model: nn.Module,
+    reference: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    samples: Samples,
+    tensors: tuple[Tensor, Tensor],
+    settings: Settings,
+    micro_batch: int,
+) -> tuple[dict[str, float], int]:
+    """One optimiser step on a batch, in micro-batches with one denominator: the whole batch's tokens.
+
+    Args: tensors: advantages and step_weights (P, G, T); micro_batch: rows at a time.
+    Returns: loss, gradient norm, mean ratio and KL, and the micro-batch that fitted: where memory runs out it is halved
+        and the step begins anew, with the same gradient.
+    Raises: ValueError for a loss or gradient that is no number; torch.OutOfMemoryError where one row is too much.
+    """
+    while True:
+        try:
+            learned = _accumulate(model, reference, optimizer, samples, tensors, settings, micro_batch)
+            break
+        except torch.OutOfMemoryError:
+            if micro_batch == 1:
+                raise
+            micro_batch = -(-micro_batch // 2)
+            tqdm.write(f"out of memory: going on with micro_batch {micro_batch}, which leaves the gradient as it is")
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = nn.utils.clip_grad_norm_(weights, settings.max_grad_norm).item()
+    if not (math.isfinite(learned["loss"]) and math.isfinite(norm)):
+        raise ValueError(
+            f"learning_rate {settings.learning_rate:g} broke the run: loss {learned['loss']}, gradient norm {norm}; "
+            "the last checkpoint is whole"
+        )
+    optimizer.step()
+    return learned | {"grad_norm": norm}, micro_batch
+
+
+def _accumulate(
+    model: nn.Module,
+    reference: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    samples: Samples,
+    tensors: tuple[Tensor, Tensor],
+    settings: Settings,
+    micro_batch: int,
+) -> dict[str, float]:
+    """Leave the gradient of the whole batch's loss in the weights, and return the loss, ratio and KL."""
+    optimizer.zero_grad(set_to_none=True)
+    mask, old_logps, advantages, step_weights = (
+        tensor.flatten(0, 1) for tensor in (samples.completion_mask, samples.old_logps, *tensors)
+    )  # (rows, T)
+    num_tokens = mask.sum()
+    totals = {"loss": 0.0, "ratio": 0.0, "kl": 0.0}
+    for start in range(0, len(mask), micro_batch):
+        rows = slice(start, start + micro_batch)
+        with torch.autocast(mask.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+            logps = completion_logps(model, samples, rows, temperature=settings.temperature)
+            ref_logps = reference_logps(model, reference, samples, rows, settings)
+        token_mean = settings.aggregation == "token-mean"
+        loss = policy_loss(
+            logps,
+            old_logps[rows],
+            advantages[rows],
+            step_weights[rows],
+            mask[rows],
+            epsilon=settings.epsilon,
+            beta=settings.beta,
+            ref_logps=ref_logps,
+            aggregation=settings.aggregation,
+            num_tokens=num_tokens if token_mean else None,
+        )
+        if not token_mean:
+            loss = loss * len(mask[rows]) / len(mask)
+        loss.backward()
+        totals["loss"] += loss.item()
+        kept = mask[rows]
+        totals["ratio"] += ((logps.detach() - old_logps[rows]).exp()[kept].sum() / num_tokens).item()
+        if ref_logps is not None:
+            totals["kl"] += (kl_k3(logps.detach(), ref_logps)[kept].sum() / num_tokens).item()
+    if settings.beta == 0:
+        del totals["kl"]  # no reference was asked
+    return totals
+
+
+def prepare(model: nn.Module, settings: Settings) -> nn.Module:
+    """Put LoRA adapters on all linear layers where asked, and turn on gradient checkpointing."""
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if settings.lora_rank:
+        from peft import LoraConfig, get_peft_model  # heavy, and only some runs need it
+
+        config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)
+    return model.requires_grad_(True)
+
+
+def reference_of(model: nn.Module, settings: Settings) -> nn.Module | None:
+    """A frozen copy of the model that starts, where the KL term needs one: LoRA has it in the disabled adapter."""
+    if settings.beta == 0 or settings.lora_rank:
+        return None
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def reference_logps(
+    model: nn.Module, reference: nn.Module | None, samples: Samples, rows: slice, settings: Settings
+) -> Tensor | None:
+    """ln π_ref of some rows, (rows, T), or None where β is 0."""
+    if settings.beta == 0:
+        return None
+    if reference is not None:
+        return completion_logps(reference, samples, rows, temperature=settings.temperature)
+    with model.disable_adapter():
+        return completion_logps(model, samples, rows, temperature=settings.temperature)
+
+
+def problems_of(task: Task, settings: Settings, update: int) -> dict[str, list[str]]:
+    """The prompts of one update: the training problems in an order that is shuffled anew for each pass."""
+    size = len(task.train)
+    places = range(update * settings.prompts, (update + 1) * settings.prompts)
+
+    def order(epoch: int) -> Tensor:
+        return torch.randperm(size, generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
+
+    return task.train[[int(order(place // size)[place % size]) for place in places]]
+
+
+def held_out(model: nn.Module, tokenizer: Any, task: Task, settings: Settings) -> dict[str, float]:
+    """Greedy accuracy on the held-out problems, as columns of metrics."""
+    result = evaluate(model, tokenizer, task, max_new_tokens=settings.max_new_tokens)
+    return {f"eval_{name}": result[name] for name in ("accuracy", "ci_low", "ci_high", "problems")}
+
+
+def describe(samples: Samples, rewards: Tensor, settings: Settings) -> dict[str, float]:
+    """What the samples are like: reward, entropy (−mean ln π, an estimate), length, and how much a group shares."""
+    ids, mask = samples.completion_ids, samples.completion_mask
+    lengths = mask.sum(dim=-1).float()
+    columns = {
+        "reward": rewards.mean(),
+        "entropy": -samples.old_logps[mask].mean(),
+        "length": lengths.mean(),
+        "capped": (lengths == settings.max_new_tokens).float().mean(),
+        "zero_variance": (rewards == rewards[:, :1]).all(dim=1).float().mean(),
+        "path_depth": path_depth(ids, mask).float().mean(),
+        "intermediate_proportion": intermediate_proportion(ids, mask).mean(),
+        "step_size": step_sizes(ids, mask)[mask].float().mean(),
+        "tokens": mask.sum(),
+    }
+    return {name: value.item() for name, value in columns.items()}
+
+
+def warnings_of(history: list[dict], settings: Settings) -> list[str]:
+    """Say in plain words what keeps a run from learning, once it has lasted PATIENCE updates."""
+    last = history[-PATIENCE:]
+    if len(last) < PATIENCE:
+        return []
+    found = []
+    if all(row["zero_variance"] == 1 for row in last):
+        found.append(
+            f"in the last {PATIENCE} updates every group had equal rewards, so the loss is exactly 0 and nothing is "
+            "learned: take easier or harder problems, larger groups or a higher temperature"
+        )
+    if all(row["entropy"] < 0.01 for row in last):
+        found.append("the entropy is gone: all completions of a group are alike; lower the learning rate or raise beta")
+    if all(row["capped"] > 0.9 for row in last):
+        found.append(
+            f"nearly all completions end at max_new_tokens ({settings.max_new_tokens}) and not by themselves: raise it"
+        )
+    return found
+
+
+def first_group(
+    update: int, problems: dict[str, list[str]], texts: list[str], samples: Samples, rewards: Tensor
+) -> dict[str, Any]:
+    """One group as a line of rollouts.jsonl."""
+    lengths = samples.completion_mask[0].sum(dim=-1).tolist()
+    rows = zip(samples.completion_ids[0].tolist(), lengths, strict=True)
+    return {
+        "update": update,
+        "prompt": problems["prompt"][0],
+        "completions": texts[: len(lengths)],
+        "completion_ids": [ids[:length] for ids, length in rows],
+        "rewards": rewards[0].tolist(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run's folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_folder(out: Path, settings: Settings, resume: bool) -> None:
+    """Refuse a folder that holds a run, or, to resume, one that holds none or another run's."""
+    if not resume:
+        if (out / "manifest.json").exists():
+            raise FileExistsError(f"{out} holds a run already: resume it, or name another folder")
+        return
+    if not (out / "manifest.json").exists():
+        raise ValueError(f"{out} holds no run to resume: manifest.json is missing")
+    saved = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["settings"]
+    ours = dataclasses.asdict(settings)
+    other = [f"{name} {saved.get(name)!r}, not {ours[name]!r}" for name in ours if saved.get(name) != ours[name]]
+    if other:
+        raise ValueError(f"{out} was made with other settings: {'; '.join(other)}")
+
+
+def manifest(settings: Settings, source: str, note: str) -> dict[str, Any]:
+    """What one needs to know to run it again."""
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    device = torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else platform.machine()
+    return {
+        "settings": dataclasses.asdict(settings),
+        "model_source": source,
+        "model_note": note,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "git_revision": revision.stdout.strip() or None,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "datasets", "minigrpo")},
+    }
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line of JSON to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def truncate(out: Path, update: int) -> None:
+    """Drop the rows of updates that come after a checkpoint: they will be made again."""
+    for path in (out / "metrics.jsonl", out / "rollouts.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["update"] < update]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def save_checkpoint(out: Path, update: int, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Write weights and the optimiser's moments as one safetensors file, whole, and drop the one before."""
+    tensors = {f"weight.{name}": weight.detach().contiguous() for name, weight in trained.items()}
+    for name, weight in trained.items():
+        tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[weight].items()}
+    write_bytes(out / "checkpoint.safetensors", save(tensors, metadata={"update": str(update)}))
+
+
+def load_checkpoint(out: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Take weights and moments from a checkpoint; return the update to go on from.
+
+    Raises: ValueError for a file that is missing, cut short or another model's.
+    """
+    path = out / "checkpoint.safetensors"
+    if not path.exists():
+        raise ValueError(f"{out} holds no checkpoint yet: start it anew in another folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            update = int(file.metadata()["update"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read, it may be cut short: {error}") from error
+    names = {key.partition(".")[2] for key in tensors}
+    if names != set(trained):
+        raise ValueError(f"{path} is another model's: its weights have other names")
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(tensors[f"weight.{name}"])
+            moments = ("step", "exp_avg", "exp_avg_sq")
+            if f"step.{name}" in tensors:
+                optimizer.state[weight] = {
+                    key: tensors[f"{key}.{name}"].to(weight.device if key != "step" else "cpu") for key in moments
+                }
+    return update
+
+
+def memory_gb(settings: Settings) -> float:
+    """The most memory the run has held: the device's on CUDA, the process's elsewhere."""
+    if settings.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(settings.device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and Ctrl-C in a list instead of ending at once; a second Ctrl-C ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        tqdm.write("stopping after this update, with a checkpoint (once more: stop now)")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
