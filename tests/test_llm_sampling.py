@@ -1,0 +1,146 @@
+"""Sampling from a language model: the same as the slow way, one full forward pass a token."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from minigrpo.llm.sampling import completion_logps, pad_prompts, sample_completions
+
+V, EOS, PAD = 17, 1, 0
+SIZES = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 2]]
+
+
+@pytest.fixture(params=["llama", "qwen2", "gpt2"])
+def model(request):
+    torch.manual_seed(0)
+    if request.param == "llama":
+        made = LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=64))
+    elif request.param == "qwen2":
+        made = Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=1, max_position_embeddings=64))
+    else:
+        made = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=64))
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(3)  # far from uniform
+    return made.eval()
+
+
+def sample(model, prompts=PROMPTS, seed=0, **options):
+    options = {"group_size": 4, "max_new_tokens": 12} | options
+    generator = torch.Generator().manual_seed(seed)
+    return sample_completions(model, prompts, eos_id=EOS, pad_id=PAD, generator=generator, **options)
+
+
+@torch.no_grad()
+def slowly(model, prompts, seed, group_size, max_new_tokens, temperature, top_p=1.0):
+    """Each completion alone, without padding or cache: the tokens that the same uniform numbers give."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.rand(len(prompts) * group_size, 1, generator=generator) for _ in range(max_new_tokens)]
+    completions, logps = [], []
+    for row in range(len(prompts) * group_size):
+        tokens, kept = [], []
+        while len(tokens) < max_new_tokens and tokens[-1:] != [EOS]:
+            logits = model(torch.tensor([prompts[row // group_size] + tokens])).logits[0, -1]
+            distribution = (logits / (temperature or 1)).softmax(dim=0)
+            if temperature == 0:
+                token = int(distribution.argmax())
+            else:
+                likely = sorted(range(V), key=lambda v: -distribution[v])
+                nucleus, mass = [], 0.0
+                while mass < top_p and len(nucleus) < V:
+                    nucleus.append(likely[len(nucleus)])
+                    mass += float(distribution[nucleus[-1]])
+                candidates = nucleus if top_p < 1 else range(V)
+                total = sum(float(distribution[v]) for v in candidates)
+                at, level = float(draws[len(tokens)][row]) * total, 0.0
+                for token in candidates:
+                    level += float(distribution[token])
+                    if level > at:
+                        break
+            tokens.append(token)
+            kept.append(float(distribution[token].log()))
+        completions.append(tokens)
+        logps.append(kept)
+    return completions, logps
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (0.0, 1.0), (1.0, 0.6)])
+def test_samples_equal_the_slow_way(model, temperature, top_p):
+    samples = sample(model, seed=3, temperature=temperature, top_p=top_p)
+    completions, logps = slowly(model, PROMPTS, 3, 4, 12, temperature, top_p)
+    ids, mask = samples.completion_ids.flatten(0, 1), samples.completion_mask.flatten(0, 1)
+    assert [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)] == completions
+    old = samples.old_logps.flatten(0, 1)
+    for row, kept, expected in zip(old, mask, logps, strict=True):
+        torch.testing.assert_close(row[kept], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert len({len(completion) for completion in completions}) > 1 or temperature == 0  # some end early
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_kept_logps_equal_a_full_forward_pass(model, temperature):
+    samples = sample(model, temperature=temperature)
+    mask = samples.completion_mask
+    full = completion_logps(model, samples, slice(None), temperature=temperature).view_as(samples.old_logps)
+    assert samples.old_logps[mask].abs().mean() > 0.1
+    torch.testing.assert_close(full[mask], samples.old_logps[mask], rtol=1e-4, atol=1e-5)
+    part = completion_logps(model, samples, slice(5, 9), temperature=temperature)
+    torch.testing.assert_close(part, full.flatten(0, 1)[5:9], rtol=1e-4, atol=1e-5)
+    assert not samples.old_logps[~mask].any()
+
+
+def test_shape_of_what_comes_back(model):
+    samples = sample(model)
+    assert samples.completion_ids.shape == samples.completion_mask.shape == samples.old_logps.shape
+    assert samples.completion_ids.shape[:2] == (3, 4)
+    assert samples.prompt_ids.tolist() == [[0, 0, 3, 4, 5], [0, 0, 0, 0, 6], [7, 8, 9, 10, 2]]
+    assert samples.prompt_mask.sum(dim=1).tolist() == [3, 1, 5]
+    mask, ids = samples.completion_mask, samples.completion_ids
+    assert not (mask[..., 1:] & ~mask[..., :-1]).any()  # no holes
+    ends = (ids == EOS) & mask
+    assert ends.any()
+    assert (ends.sum(dim=-1) <= 1).all()
+    assert not (mask[..., 1:] & ends[..., :-1]).any()  # nothing after EOS
+    assert (ids[~mask] == PAD).all()
+
+
+def test_one_prefill_a_prompt_and_one_pass_a_token(model, monkeypatch):
+    shapes = []
+    forward = type(model).forward
+
+    def counted(self, input_ids, **options):
+        shapes.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    T = sample(model).completion_ids.shape[2]
+    assert shapes == [(3, 5)] + [(12, 1)] * (T - 1)
+
+
+def test_seeds(model):
+    assert torch.equal(sample(model).completion_ids, sample(model).completion_ids)
+    other = sample(model, seed=1).completion_ids
+    assert other.shape != sample(model).completion_ids.shape or not torch.equal(other, sample(model).completion_ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"group_size": 0}, "group_size must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"max_new_tokens": 60}, "prompt of 5 tokens and max_new_tokens 60 must fit into the model's context of 64"),
+        ({"prompts": [[3], []]}, r"prompts must each hold a token, got lengths \[1, 0\]"),
+        ({"prompts": []}, r"prompts must each hold a token, got lengths \[\]"),
+    ],
+)
+def test_bad_options(model, options, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        sample(model, **options)
+
+
+def test_pad_prompts():
+    ids, mask = pad_prompts([[5], [6, 7]], pad_id=9)
+    assert ids.tolist() == [[9, 5], [6, 7]]
+    assert mask.tolist() == [[False, True], [True, True]]
