@@ -1,0 +1,399 @@
+"""Problems with verifiable rewards: `load_task("sums")` gives train and held-out problems and the reward.
+
+Which side a problem is on follows from a hash of its text, never from a seed: what one run holds out, no other run
+trains on. A seed picks and orders the train problems; the held-out problems are the same for every seed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigrpo.llm import verifier
+from minigrpo.llm.rewards import Reward, exact_number, math_equal, parse_number
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HELDOUT_SHARE = 0.2
+NUMBERS = range(2, 20)  # of the sums: 18² = 324 pairs
+PATIENCE = 500  # draws in a row without a new problem before a generator counts as exhausted
+PROBE = 50  # problems that tell whether a generator's answers are plain numbers
+SECONDS = 5.0  # what a generator's own check may take for one completion
+
+Row = tuple[str, str]  # prompt, answer
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems, and the reward that verifies an answer.
+
+    `train` and `heldout` have the text columns "prompt" (the user's message) and "answer", and no prompt in common.
+    `reward(completion, answer)` is 0.0 or 1.0. `max_new_tokens` is enough for a right answer; `system_prompt` goes
+    before the user's message where it isn't None.
+    """
+
+    name: str
+    train: Dataset
+    heldout: Dataset
+    reward: Reward
+    max_new_tokens: int
+    system_prompt: str | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a task is made from: rows of both sides, the held-out ones in an order that no seed changes."""
+
+    train: list[Row]
+    heldout: list[Row]
+    reward: Reward
+    max_new_tokens: int
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller of `load_task` asked for."""
+
+    seed: int
+    train_size: int
+    heldout_size: int
+    options: dict[str, Any]
+    split: str | None
+
+
+def task_names() -> list[str]:
+    """List every name that `load_task` knows: our own, then reasoning_gym's. Raises: ValueError without the latter."""
+    return [*TASKS, *verifier.call("gym_names")]
+
+
+def load_task(
+    name: str | Path,
+    *,
+    seed: int = 0,
+    train_size: int = 1000,
+    heldout_size: int = 200,
+    options: dict[str, Any] | None = None,
+    split: str | None = None,
+) -> Task:
+    """Load a task by name, or from a .jsonl file.
+
+    Args:
+        name: "arithmetic" (the tiny model's), "sums", "sums-steps", "gsm8k", "open-rs", a data set of reasoning_gym
+            ("chain_sum", …), or the path of a file with one JSON object a line: "prompt" (or "problem", "question")
+            and "answer", of which only what follows "####" counts. Further fields are free.
+        seed: picks and orders the train problems; the held-out ones don't depend on it.
+        train_size, heldout_size: problems at most; a generator gives exactly as many.
+        options: keyword arguments of the reasoning_gym data set, such as {"max_terms": 3}.
+        split: of a Hub data set, to divide by hash. None: train on "train", hold out "test" where there is one.
+
+    Raises: ValueError for an unknown name (with close ones), a wrong option, a file's line that is wrong (file, line
+    and field), too few problems, or a package that is missing; OSError for a file or data set that can't be read.
+    """
+    name, options = str(name), options or {}
+    for what, value, least in (("seed", seed, 0), ("train_size", train_size, 1), ("heldout_size", heldout_size, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+    wanted = _Wanted(seed, train_size, heldout_size, options, split)
+    known = HUB_IDS.get(name, name)
+    is_file = Path(name).suffix == ".jsonl" or (known not in TASKS and "/" in name and Path(name).exists())
+    if split is not None and known not in HUB_IDS.values():
+        raise ValueError(f"split is for {', '.join(HUB_IDS.values())}, got {split!r} for task {name!r}")
+    if options and (is_file or known in TASKS):
+        raise ValueError(f"options are for the tasks of reasoning_gym, got {options} for task {name!r}")
+    if known in TASKS:
+        source = TASKS[known](wanted)
+    elif is_file:
+        source = _file(Path(name), wanted)
+    elif name in verifier.call("gym_names"):
+        source = _gym(name, wanted)
+    else:
+        close = difflib.get_close_matches(name, task_names(), n=3)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(TASKS)} and reasoning_gym's"
+        )
+        raise ValueError(f"no task is named {name!r}, nor is it a .jsonl file: {hint}")
+    return _task(name, source, wanted)
+
+
+def _task(name: str, source: _Source, wanted: _Wanted) -> Task:
+    """Cut a source to size, and make sure that its sides have no prompt in common."""
+    train, heldout = source.train[: wanted.train_size], source.heldout[: wanted.heldout_size]
+    both = {prompt for prompt, _ in train} & {prompt for prompt, _ in heldout}
+    if both:
+        raise ValueError(f"task {name!r}: {len(both)} prompts are in train and held-out, such as {min(both)!r}")
+    sides = _dataset(train), _dataset(heldout)
+    return Task(name, *sides, source.reward, source.max_new_tokens, source.system_prompt)
+
+
+def _dataset(rows: list[Row]) -> Dataset:
+    from datasets import Dataset
+
+    prompts, answers = zip(*rows, strict=True)
+    return Dataset.from_dict({"prompt": prompts, "answer": answers})
+
+
+# Train or held-out
+
+
+def _position(key: str) -> float:
+    """Where a text stands between 0 and 1: below HELDOUT_SHARE is held-out, always and everywhere."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def _divide(rows: Iterable[Row], key: Callable[[Row], str], seed: int, what: str) -> tuple[list[Row], list[Row]]:
+    """Divide rows into train, shuffled by the seed, and held-out, in the order of their hashes.
+
+    Rows of one key are on one side; of one prompt the first row stays. At least one key is on each side.
+
+    Raises: ValueError for fewer than two keys.
+    """
+    groups: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), {}).setdefault(row[0], row)
+    if len(groups) < 2:
+        raise ValueError(f"{what} must hold at least 2 different problems, one to train on and one to hold out")
+    keys = sorted(groups, key=_position)
+    cut = sum(_position(k) < HELDOUT_SHARE for k in keys)
+    cut = min(max(cut, 1), len(keys) - 1)
+    heldout, train = ([row for k in part for row in groups[k].values()] for part in (keys[:cut], keys[cut:]))
+    random.Random(seed).shuffle(train)
+    return train, heldout
+
+
+def _prompt_of(row: Row) -> str:
+    return row[0]
+
+
+# Our own problems
+
+
+def _arithmetic(wanted: _Wanted) -> _Source:
+    """The tiny model's problems, such as "7+18-4=", on the side that `minigrpo.llm.arithmetic` gives them."""
+    from minigrpo.llm.arithmetic import all_problems, problems
+
+    def draw(split: str, seed: int, n: int) -> list[Row]:
+        n = min(n, len(all_problems(split)))
+        return [(prompt, answer) for prompt, answer, _ in problems(split, seed, n)]
+
+    train, heldout = draw("train", wanted.seed, wanted.train_size), draw("held-out", 0, wanted.heldout_size)
+    return _Source(train, heldout, exact_number, max_new_tokens=24)
+
+
+def _sums(wanted: _Wanted, terms: int, ending: str, max_new_tokens: int) -> _Source:
+    """Every sum of so many numbers from 2 to 19; orders of the same numbers are on one side."""
+    rows = []
+    for numbers in itertools.product(NUMBERS, repeat=terms):
+        rows.append((f"What is {' + '.join(map(str, numbers))}? {ending}", str(sum(numbers))))
+
+    def same_numbers(row: Row) -> str:
+        numbers = row[0].removeprefix("What is ").partition("?")[0].split(" + ")
+        return " + ".join(sorted(numbers, key=int))
+
+    train, heldout = _divide(rows, same_numbers, wanted.seed, "the sums")
+    random.Random(0).shuffle(heldout)  # else both orders of two numbers stand next to each other, and a part is half
+    return _Source(train, heldout, exact_number, max_new_tokens)
+
+
+# reasoning_gym
+
+ANSWER_TAGS = "Give the final answer between <answer> and </answer>."
+
+
+def _gym(name: str, wanted: _Wanted) -> _Source:
+    """Problems of a generator: exact numbers where its answers are plain numbers, else its own check."""
+    options = json.dumps(wanted.options, sort_keys=True)
+    probe = itertools.islice(_gym_stream(name, options, "probe"), PROBE)
+    numeric = all(parse_number(answer or "") is not None for _, answer, *_ in probe)
+
+    def draw(side: str, stream: str, n: int) -> list[Row]:
+        rows: dict[str, str] = {}
+        idle = 0
+        for prompt, answer, seed, item in _gym_stream(name, options, stream):
+            right_side = (_position(prompt) < HELDOUT_SHARE) == (side == "held-out")
+            usable = not numeric or parse_number(answer or "") is not None
+            if right_side and usable and prompt not in rows:
+                key = answer if numeric else json.dumps({"answer": answer, "seed": seed, "item": item})
+                rows[prompt], idle = key, 0
+            else:
+                idle += 1
+            if len(rows) == n:
+                return list(rows.items())
+            if idle == PATIENCE:
+                raise ValueError(
+                    f"task {name!r} has about {len(rows)} different {side} problems, {n} were asked for: ask for fewer "
+                    "(train_size, heldout_size), or for other problems (options)"
+                )
+        raise AssertionError("a stream has no end")
+
+    train = draw("train", f"train {wanted.seed}", wanted.train_size)
+    heldout = draw("held-out", "held-out", wanted.heldout_size)
+    if numeric:
+        return _Source(train, heldout, exact_number, max_new_tokens=128)
+    return _Source(train, heldout, partial(gym_reward, name, options), 256, ANSWER_TAGS)
+
+
+def _gym_stream(name: str, options: str, stream: str) -> Iterator[tuple[str, str | None, int, int]]:
+    """A generator's problems without end: question, answer, and the seed and item that make it again.
+
+    reasoning_gym makes item i of seed s from s + i: neighbouring seeds share almost everything, so that each chunk has
+    a seed from a hash.
+    """
+    for chunk in itertools.count():
+        seed = int.from_bytes(hashlib.sha256(f"{name} {stream} {chunk}".encode()).digest()[:4], "big") >> 1
+        for start in range(0, verifier.CHUNK, 10):
+            try:
+                items = verifier.call("gym_items", name, options, seed, start, start + 10)
+            except verifier.HelperError as error:
+                raise ValueError(f"task {name!r} of reasoning_gym with options {options}: {error}") from error
+            for item, (question, answer) in enumerate(items, start):
+                yield question, answer, seed, item
+
+
+def gym_reward(name: str, options: str, completion: str, answer: str) -> float:
+    """Reward 1.0 where the reasoning_gym data set's own check gives its full score of 1, else 0.0.
+
+    The answer is JSON: the generator's own solution (for reading; null where it has none), and the seed and item that
+    make the problem again. Read from the completion: what stands in its last <answer>…</answer>; without an <answer>,
+    all of it. A check that raises, or takes longer than SECONDS, gives 0.0.
+    """
+    key = json.loads(answer)
+    seed, item = key["seed"], key["item"]
+    _, found, rest = completion.rpartition("<answer>")
+    text = (rest.partition("</answer>")[0] if found else completion).strip()
+    verifier.call("gym_items", name, options, seed, item, item + 1)  # making the problem is not on the clock
+    score = verifier.call("gym_score", name, options, seed, item, text, seconds=SECONDS)
+    return float(score is not None and score >= 1.0)
+
+
+# Data sets and files
+
+PROMPT_FIELDS = ("prompt", "problem", "question")
+HUB_IDS = {"openai/gsm8k": "gsm8k", "knoveleng/open-rs": "open-rs"}
+HASHES = "Reason step by step, and end with a line of four hashes and the number, such as: #### 42"
+BOXED = "Reason step by step, and put the final answer within \\boxed{}."
+
+
+def _gsm8k(wanted: _Wanted) -> _Source:
+    """openai/gsm8k: trains on "train" and holds out "test"."""
+    load = partial(_hub, "openai/gsm8k", "main", fields=("question", "answer"))
+    if wanted.split is not None:
+        train, heldout = _divide(load(split=wanted.split), _prompt_of, wanted.seed, f"gsm8k's {wanted.split}")
+    else:
+        heldout = sorted(dict(load(split="test")).items(), key=lambda row: _position(row[0]))
+        tested = {prompt for prompt, _ in heldout}
+        train = [row for row in dict(load(split="train")).items() if row[0] not in tested]
+        random.Random(wanted.seed).shuffle(train)
+    for prompt, answer in train + heldout:
+        if parse_number(answer) is None:
+            raise ValueError(f"gsm8k: the answer must end in #### and a number, got {answer!r} for {prompt!r}")
+    return _Source(train, heldout, exact_number, 320, HASHES)
+
+
+def _open_rs(wanted: _Wanted) -> _Source:
+    """knoveleng/open-rs, which has one split: divided by hash."""
+    rows = _hub("knoveleng/open-rs", None, fields=("problem", "answer"), split=wanted.split or "train")
+    train, heldout = _divide(rows, _prompt_of, wanted.seed, "open-rs")
+    return _Source(train, heldout, math_equal, 2048, BOXED)
+
+
+def _hub(path: str, config: str | None, *, fields: tuple[str, str], split: str) -> list[Row]:
+    """Rows of a data set from the Hub or its local cache. Raises: OSError offline, ValueError for other columns."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(path, config, split=split)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise OSError(
+            f"{path} can't be had from the Hugging Face Hub ({' '.join(str(error).split())}): give a local file as the "
+            f'task instead, such as {HUB_IDS[path]}.jsonl, with the fields "{fields[0]}" and "{fields[1]}" on each line'
+        ) from error
+    missing = [field for field in fields if field not in rows.column_names]
+    if missing:
+        raise ValueError(f"{path} must have the column {missing[0]!r}, got {', '.join(rows.column_names)}")
+    pairs = zip(rows[fields[0]], rows[fields[1]], strict=True)
+    return [(prompt.strip(), _final(answer)) for prompt, answer in pairs]
+
+
+def _file(path: Path, wanted: _Wanted) -> _Source:
+    """A file's problems: exact numbers where all its answers are plain numbers, else math-verify."""
+    rows = read_jsonl(path)
+    train, heldout = _divide(rows, _prompt_of, wanted.seed, str(path))
+    numeric = all(parse_number(answer) is not None for _, answer in rows)
+    return _Source(train, heldout, exact_number if numeric else math_equal, max_new_tokens=320)
+
+
+def read_jsonl(path: str | Path) -> list[Row]:
+    """Read (prompt, answer) from each line of a file; empty lines are skipped.
+
+    A line is a JSON object with "prompt" (or "problem", "question") and "answer", a text or a number; of an answer
+    with "####" in it only what follows counts, as in GSM8K.
+
+    Raises: FileNotFoundError; ValueError with the file, the line and the field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected one JSON object a line, with a prompt and an answer")
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            rows.append(_row(line, f"{path}, line {number}"))
+    if not rows:
+        raise ValueError(f"{path} is empty; expected one JSON object a line, with a prompt and an answer")
+    return rows
+
+
+def _row(line: bytes, where: str) -> Row:
+    """One line of a file."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise ValueError(f"{where}: not JSON that can be read: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: must be a JSON object with a prompt and an answer, got {type(row).__name__}")
+    field = next((field for field in PROMPT_FIELDS if field in row), None)
+    names = ", ".join(row) or "none"
+    if field is None:
+        raise ValueError(f"{where}: field 'prompt' (or 'problem', 'question') is missing, the fields are {names}")
+    if "answer" not in row:
+        raise ValueError(f"{where}: field 'answer' is missing, the fields are {names}")
+    prompt, answer = row[field], row["answer"]
+    if not _is_text(prompt):
+        raise ValueError(f"{where}: field {field!r} must be a text that is not empty, got {prompt!r}")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not _is_text(answer) or not _final(answer):
+        raise ValueError(f"{where}: field 'answer' must be a text that is not empty, or a number, got {answer!r}")
+    return prompt.strip(), _final(answer)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text, not empty, without half of a surrogate pair, which a data set can't hold."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _final(answer: str) -> str:
+    """What follows the last "####", or all of it."""
+    return answer.rpartition("####")[2].strip()
+
+
+TASKS: dict[str, Callable[[_Wanted], _Source]] = {
+    "arithmetic": _arithmetic,
+    "sums": partial(_sums, terms=2, ending="Reply with the number only.", max_new_tokens=16),
+    "sums-steps": partial(_sums, terms=3, ending="Show each step.", max_new_tokens=64),
+    "gsm8k": _gsm8k,
+    "open-rs": _open_rs,
+}
