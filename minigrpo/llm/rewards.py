@@ -55,9 +55,10 @@ def exact_number(completion: str, answer: str) -> float:
 def math_equal(completion: str, answer: str) -> float:
     """Reward 1.0 where math-verify finds the completion's answer mathematically equal to the given one, else 0.0.
 
-    The completion's answer is what `math_verify.parse` takes from it: the last \\boxed{…}, else what follows "final
-    answer is" or "answer", else the last formula or number. Then `math_verify.verify`: 1/2 = 0.5 = \\frac{2}{4}, up
-    to 6 decimals. The answer is a formula in LaTeX, with or without $ or \\boxed{}.
+    The completion's answer is what `math_verify.parse` takes from it: \\boxed{…} or what follows "final answer is" (of
+    several boxes the last one in $…$; outside of $ they are a set), else what follows "answer:" or "answer", else the
+    last formula or number. Then `math_verify.verify`: 1/2 = 0.5 = \\frac{2}{4}, up to 6 decimals. The right answer is a
+    formula in LaTeX, with or without $ or \\boxed{}.
 
     Both work in a helper process, in any thread and without signals: a parser that fails on the completion, takes
     longer than SECONDS or dies gives 0.0. Raises: ValueError where math-verify is not installed.

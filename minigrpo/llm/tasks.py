@@ -110,6 +110,8 @@ def load_task(
         raise ValueError(f"split is for {', '.join(HUB_IDS.values())}, got {split!r} for task {name!r}")
     if options and (is_file or known in TASKS):
         raise ValueError(f"options are for the tasks of reasoning_gym, got {options} for task {name!r}")
+    if fixed := {"seed", "size"} & set(options):
+        raise ValueError(f"options must not hold {min(fixed)!r}: seed, train_size and heldout_size are arguments")
     if known in TASKS:
         source = TASKS[known](wanted)
     elif is_file:

@@ -40,6 +40,7 @@ def _helper() -> subprocess.Popen[bytes]:
     """The running helper of this process, started where there is none."""
     running = _helpers.get(os.getpid())
     if running is None or running.poll() is not None:  # none yet, or someone else killed it
+        _end()
         # not `-m`: that would import torch; not the path alone: that would put minigrpo/llm before every other module
         code = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
         environment = os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
