@@ -189,8 +189,8 @@ def test_an_interrupted_call_does_not_answer_the_next(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(helper, "stdout", Interrupted())
         with pytest.raises(KeyboardInterrupt):
-            math_equal("\\boxed{5}", "5")  # its 1.0 stays unread
-    assert math_equal("\\boxed{6}", "5") == 0.0
+            verifier.call("math_equal", "\\boxed{5}", "5", seconds=5)  # its True stays unread
+    assert verifier.call("math_equal", "\\boxed{6}", "5", seconds=5) is False
 
 
 def test_a_missing_package_is_not_a_reward_of_0(monkeypatch, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -197,6 +199,25 @@ def test_a_generator_that_runs_dry_says_so():
     with pytest.raises(ValueError, match="has about .* different train problems, 1000 were asked for: ask for fewer"):
         load_task("chain_sum", options=one_digit)
     assert len(load_task("chain_sum", options=one_digit, train_size=20, heldout_size=5).train) == 20
+
+
+def test_seeds_of_a_small_generator_share_no_problem_across_the_sides():
+    """Of about 160 problems two seeds draw many in common: only a side that a problem always has keeps them apart."""
+    one_digit = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    first, second = (
+        prompts(load_task("chain_sum", seed=seed, options=one_digit, train_size=80, heldout_size=20)) for seed in (0, 1)
+    )
+    assert first[0] & second[0]
+    assert not (first[0] | second[0]) & (first[1] | second[1])
+
+
+def test_a_generator_that_prints_does_not_disturb():
+    """reasoning_gym's bf prints dots while it looks for problems."""
+    question = json.dumps(["gym_items", "bf", "{}", 1, 0, 30]).encode() + b"\n"
+    run = subprocess.run([sys.executable, verifier.__file__], input=question, capture_output=True, check=True)
+    assert b"." in run.stderr  # it does print
+    (line,) = run.stdout.splitlines()
+    assert len(json.loads(line)[0]) == 30
 
 
 def test_task_names():
