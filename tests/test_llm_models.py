@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import torch
 
 pytest.importorskip("transformers", reason="language models need the extra llm")
 
-from minigrpo.llm import models
+from minigrpo.llm import make_tiny, models
 from minigrpo.llm.arithmetic import LARGEST, all_problems, make_problem, problems, split_of
-from minigrpo.llm.make_tiny import CHARACTERS, SPECIAL, accuracy, encode, main, make_model, make_tokenizer, pretrain
+from minigrpo.llm.make_tiny import CHARACTERS, SPECIAL, accuracy, encode, make_tokenizer, operate, pupils_work
 from minigrpo.llm.models import MODELS, NOTES, LoadedModel, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,24 +153,56 @@ def test_encode_learns_the_answer_alone():
     assert make_tokenizer().decode(learned) == "3+3=6<eos>"
 
 
-def test_make_tiny_repeats_itself():
-    def taught(seed):
-        model = make_model(seed)
-        with pytest.raises(RuntimeError, match="not reached the accuracy 0.5 after 2 updates"):
-            pretrain(model, make_tokenizer(), seed=seed, stop_at=0.5, max_updates=2)
-        return model.lm_head.weight
+@pytest.mark.parametrize(
+    ("left", "sign", "right", "result", "forgetful"),
+    [
+        (7, "+", 18, 25, 15),  # 7 + 8 carries
+        (12, "+", 4, 16, 16),
+        (18, "-", 9, 9, 19),  # 8 - 9 borrows
+        (18, "-", 3, 15, 15),
+        (9, "-", 11, -2, -12),
+        (3, "-", 18, -15, -15),
+        (-15, "-", 7, -22, -12),
+        (-15, "+", 4, -11, -11),
+        (-5, "+", 0, -5, -5),
+        (2, "-", 2, 0, 0),
+    ],
+)
+def test_pupil_forgets_to_carry_and_to_borrow(left, sign, right, result, forgetful):
+    assert operate(left, sign, right, forgets=False) == result
+    assert operate(left, sign, right, forgets=True) == forgetful
 
-    weights = taught(0)
-    assert torch.equal(weights, taught(0))
-    assert not torch.equal(weights, make_model(0).lm_head.weight)
+
+def test_pupil_works_consistently_and_is_right_more_often_than_not():
+    numbers, asked = random.Random(0), problems("train", 0, 2000)
+    right = 0
+    for problem in asked:
+        work = pupils_work(problem, numbers)
+        assert work.prompt == problem.prompt
+        assert work.worked.endswith(f"={work.answer}")
+        right += work.answer == problem.answer  # a lost carry and a kept borrow can cancel
+    assert 0.55 < right / len(asked) < 0.65
 
 
-def test_make_tiny_gives_up_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+def test_make_tiny_repeats_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_tiny, "VERSIONS", 1)
+    monkeypatch.setattr(make_tiny, "all_problems", lambda split: problems(split, 0, 200))
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        make_tiny.main(["--out", str(tmp_path / name), "--seed", seed, "--updates", "2"])
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] != files[2]
+    assert "in 2 updates" in (tmp_path / "a" / "README.md").read_text()
+    assert load_model(str(tmp_path / "a")).tokenizer.get_vocab() == load_model("tiny").tokenizer.get_vocab()
+
+
+def test_make_tiny_refuses(tmp_path, capsys):
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path / "new"), "--max-updates", "1"])
-    assert stopped.value.code == "make_tiny: the model has not reached the accuracy 0.5 after 1 updates"
-    assert list((tmp_path / "new").iterdir()) == []
+        make_tiny.main(["--out", str(tmp_path / "file" / "model")])
+    assert stopped.value.code.startswith(f"make_tiny: {tmp_path / 'file'}")
+    with pytest.raises(SystemExit):
+        make_tiny.main(["--out", str(tmp_path), "--updates", "0"])
+    assert "--updates must be 1 or more, got 0" in capsys.readouterr().err
 
 
 # --- names, folders, devices -----------------------------------------------------------------------------------------

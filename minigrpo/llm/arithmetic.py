@@ -20,7 +20,7 @@ SPLITS = ("train", "held-out")
 
 
 class Problem(NamedTuple):
-    """One problem: `prompt` "7+18-4=", `answer` "21", `worked` "25-4=21" (what the tiny model was taught to write)."""
+    """One problem: `prompt` "7+18-4=", `answer` "21", `worked` "25-4=21" (one operation at a time)."""
 
     prompt: str
     answer: str

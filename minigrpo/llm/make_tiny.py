@@ -1,14 +1,17 @@
 """Make the model `tiny` again: python -m minigrpo.llm.make_tiny --out DIR --seed 0 (a few minutes on one CPU core).
 
-It is pretrained by supervised learning on worked problems of the train split and stopped while it is right about half
-the time on held-out ones, so that reinforcement has something to do. One thread, so that the same seed gives the same
-weights on the same machine. The held-out problems decide only when to stop; no gradient comes from them.
+It is pretrained on the worked problems of a pupil who can add and subtract but mostly forgets to carry and to borrow:
+7+18 becomes 15, 18-9 becomes 19. So the model is right about half the time, errs in single steps that can be read off,
+and writes the right step often enough for reinforcement to find it. Problems come from the train split only. One
+thread, so that the same seed gives the same weights on the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
+import re
 import sys
 import tempfile
 import time
@@ -23,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from transformers.utils import logging
 
 from minigrpo.files import check_writable, write_bytes
-from minigrpo.llm.arithmetic import Problem, all_problems, problems
+from minigrpo.llm.arithmetic import Problem, all_problems
 
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 CHARACTERS = "0123456789+-×= \n"
@@ -37,11 +40,11 @@ CHAT_TEMPLATE = (
     "{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}"
 )
-PEAK_LEARNING_RATE = 1e-3  # AdamW, after WARMUP updates
+FORGETS = 0.8  # the pupil's chance of forgetting, for each operation that carries or borrows
+VERSIONS = 4  # of every problem, with the pupil's slips drawn anew
+PEAK_LEARNING_RATE = 1.5e-3  # AdamW, after WARMUP updates; then it falls linearly to 0
 WARMUP = 50
 BATCH = 128  # problems of an update
-EVALUATE_EVERY = 10  # updates, once the loss is below WORTH_EVALUATING: above it hardly an answer is right
-WORTH_EVALUATING = 0.35  # nats a token
 IGNORED = -100  # the label of a token that is not learned
 
 
@@ -82,6 +85,26 @@ def make_model(seed: int) -> LlamaForCausalLM:
         eos_token_id=SPECIAL.index("<eos>"),
     )
     return LlamaForCausalLM(config)
+
+
+def operate(left: int, sign: str, right: int, *, forgets: bool) -> int:
+    """Add or subtract; who forgets loses the ten that is carried, or keeps the ten that is borrowed."""
+    right = right if sign == "+" else -right
+    result = left + right
+    big, small = sorted((abs(left), abs(right)), reverse=True)
+    if (left < 0) == (right < 0):
+        slip = -10 if big % 10 + small % 10 >= 10 else 0  # a carry
+    else:
+        slip = 10 if big % 10 < small % 10 else 0  # a borrow
+    return result + (slip if result >= 0 else -slip) * forgets
+
+
+def pupils_work(problem: Problem, random_numbers: random.Random) -> Problem:
+    """Write a problem as the pupil works it, forgetting with chance FORGETS in either operation."""
+    a, first, b, second, c = re.fullmatch(r"(\d+)([+-])(\d+)([+-])(\d+)=", problem.prompt).groups()
+    between = operate(int(a), first, int(b), forgets=random_numbers.random() < FORGETS)
+    answer = operate(between, second, int(c), forgets=random_numbers.random() < FORGETS)
+    return Problem(problem.prompt, str(answer), f"{between}{second}{c}={answer}")
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, lessons: Sequence[Problem]) -> tuple[Tensor, Tensor]:
@@ -127,19 +150,17 @@ def accuracy(
     return sum(right) / len(right)
 
 
-def pretrain(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, stop_at: float, max_updates: int
-) -> int:
-    """Teach the model until the mean of its sampled and greedy held-out accuracy is `stop_at`; return the updates made.
-
-    Raises RuntimeError where it isn't after `max_updates`.
-    """
-    ids, labels = encode(tokenizer, all_problems("train"))
-    asked = problems("held-out", seed, 500)
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, updates: int) -> None:
+    """Teach the model the pupil's work on the train split, in place."""
+    random_numbers = random.Random(seed)
+    lessons = [pupils_work(problem, random_numbers) for problem in all_problems("train") for _ in range(VERSIONS)]
+    ids, labels = encode(tokenizer, lessons)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / WARMUP))
-    progress = tqdm(range(1, max_updates + 1), desc="pretraining, stops early", unit="update")
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: min((update + 1) / WARMUP, 1 - update / updates)
+    )
+    progress = tqdm(range(updates), desc="pretraining", unit="update")
     for update in progress:
         batch = torch.randint(len(ids), (BATCH,), generator=generator)
         loss = model(input_ids=ids[batch], labels=labels[batch]).loss
@@ -147,22 +168,16 @@ def pretrain(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        warmup.step()
-        if update % EVALUATE_EVERY == 0:
+        schedule.step()
+        if update % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-            if loss.item() < WORTH_EVALUATING:
-                sampled, greedy = (accuracy(model, tokenizer, asked, sampled=way) for way in (True, False))
-                progress.set_postfix(loss=f"{loss.item():.3f}", sampled=f"{sampled:.3f}", greedy=f"{greedy:.3f}")
-                if (sampled + greedy) / 2 >= stop_at:
-                    progress.close()
-                    return update
-    raise RuntimeError(f"the model has not reached the accuracy {stop_at} after {max_updates} updates")
 
 
 README = """# tiny
 
 A LlamaForCausalLM of {parameters:,} parameters over single characters, for `minigrpo.llm.models.load_model("tiny")`.
-It answers "7+18-4=" with "25-4=21", one operation at a time, and was stopped while it is right about half the time.
+It answers "7+18-4=" with "25-4=21", one operation at a time. It learned from a pupil who mostly forgets to carry and to
+borrow ("15-4=11"), so that it is right about half the time and reinforcement has something to do.
 
 Made by `python -m minigrpo.llm.make_tiny --out DIR --seed {seed}` in {updates} updates and {minutes:.1f} minutes on one
 CPU core (torch {torch}). Weights are stored as float16. On all {asked:,} held-out problems
@@ -180,11 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minigrpo.llm.make_tiny", description=__doc__.partition(":")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (0)")
-    parser.add_argument(
-        "--stop-at", type=float, default=0.5, help="held-out accuracy, sampled and greedy averaged (0.5)"
-    )
-    parser.add_argument("--max-updates", type=int, default=2000, help="give up after these many (2000)")
+    parser.add_argument("--updates", type=int, default=1100, help="of the pretraining, with 128 problems each (1100)")
     options = parser.parse_args(arguments)
+    if options.updates < 1:
+        parser.error(f"--updates must be 1 or more, got {options.updates}")
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -192,9 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_writable(options.out / "model.safetensors")
         start = time.perf_counter()
         tokenizer, model = make_tokenizer(), make_model(options.seed)
-        updates = pretrain(
-            model, tokenizer, seed=options.seed, stop_at=options.stop_at, max_updates=options.max_updates
-        )
+        pretrain(model, tokenizer, seed=options.seed, updates=options.updates)
         minutes = (time.perf_counter() - start) / 60
         with tempfile.TemporaryDirectory() as folder:
             model.to(torch.float16).save_pretrained(folder)
@@ -204,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             readme = README.format(
                 parameters=model.num_parameters(),
                 seed=options.seed,
-                updates=updates,
+                updates=options.updates,
                 minutes=minutes,
                 torch=torch.__version__,
                 asked=len(asked),
@@ -215,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_bytes(options.out / name, (Path(folder) / name).read_bytes())
         write_bytes(options.out / "README.md", readme.encode())
         print(readme)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         sys.exit(f"make_tiny: {error}")
 
 
