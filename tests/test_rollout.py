@@ -339,12 +339,12 @@ gym.register("tests/OddSpaces-v0", entry_point=OddSpaces)
         ("no_such_namespace/PathTree-v0", {}, "can't be made"),
         ("PathTree", {}, "can't be made"),
         (TREE, {"height": 3}, "can't be made.*height"),
-        ("CartPole-v1", {}, r"must have a observation_space Discrete\(n\), got Box"),
-        ("Blackjack-v1", {}, r"must have a observation_space Discrete\(n\), got Tuple"),
+        ("CartPole-v1", {}, r"must have Discrete\(n\) as its observation_space, got Box"),
+        ("Blackjack-v1", {}, r"must have Discrete\(n\) as its observation_space, got Tuple"),
         (LAKE, {"map_name": "9x9"}, "can't be made.*KeyError"),
         ("no_such_module:PathTree-v0", {}, "can't be made.*ModuleNotFoundError"),
         *(
-            ("tests/OddSpaces-v0", {"space": space, "value": value}, rf"must have a {space} Discrete\(n\), got ")
+            ("tests/OddSpaces-v0", {"space": space, "value": value}, rf"must have Discrete\(n\) as its {space}, got ")
             for space in ("observation_space", "action_space")
             for value in (gym.spaces.Discrete(2, start=1), gym.spaces.MultiDiscrete([2, 2]))
         ),
