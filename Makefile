@@ -8,7 +8,7 @@ FAIL     := fail() { echo "minigrpo: $$*" >&2; exit 1; }
 
 # pip into .venv, its output into the log: $(call install,arguments)
 define install
-	$(VENV_PY) -m pip install --disable-pip-version-check --no-input --progress-bar off $(1) >.venv/install.log 2>&1 \
+	$(VENV_PY) -m pip install --disable-pip-version-check --no-input --retries 2 --progress-bar off --config-settings editable_mode=compat $(1) >.venv/install.log 2>&1 \
 	  || { echo "minigrpo: pip failed; the reason, from .venv/install.log:" >&2; \
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
@@ -19,7 +19,7 @@ endef
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (about two minutes)
+demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (half a minute)
 	$(VENV_PY) -m minigrpo demo $(ARGS)
 
 test: .venv/.installed-dev ## set up, then the tests

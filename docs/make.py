@@ -31,7 +31,7 @@ def blocks() -> dict[str, str]:
     return {
         "theorem": theorem_text(result("theorem")["rows"]),
         "table1": table1_text(table1["rows"], table1["differences"]),
-        "controls": controls_text(table1["rows"] + table1["differences"], table1["controls"]),
+        "controls": controls_text(table1["controls"]),
         "transformer": every_rate(result("table1_transformer_adam")),
         "mlp": every_rate(result("table1_mlp_adam")),
         "overlap": overlap_text(result("overlap")["rows"]),
@@ -61,11 +61,14 @@ def main() -> None:
     print(write_text(PAGE, page(PAGE.read_text(encoding="utf-8"))).name)
     tree = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS)
     table1 = result("table1")
+    overlaps: dict[str, list[dict]] = {}
+    for row in result("overlap")["rows"]:
+        overlaps.setdefault(row["task"], []).append(row)
     for name, figure in (
         ("readme", plot_readme(tree, run_trap(DEFAULT_TRAP, COMPARED, 30, progress=False), tuple(PAPER_TABLE1))),
         ("table1", plot_table1(table1["rows"], table1["differences"])),
         ("theorem", plot_theorem(result("theorem")["rows"])),
-        ("overlap", plot_overlap(result("overlap")["rows"])),
+        *((f"overlap_{task.lower()}", plot_overlap(rows)) for task, rows in overlaps.items()),
     ):
         print(save(figure, DOCS / "img" / f"{name}.png").relative_to(DOCS))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -22,10 +23,34 @@ def check_tensor(name: str, value: object, kind: str, shape: Sequence[int] | Non
     else:
         got = "complex" if value.is_complex() else "int"
     if got != kind:
-        hint = f"; use {name}.bool()" if kind == "bool" and got == "int" else ""
-        raise TypeError(f"{name} must have a {kind} dtype, got {value.dtype}{hint}")
+        hint = f"; use {name}.{kind}()" if got == "int" else ""
+        raise TypeError(f"{name} must have {'an' if kind == 'int' else 'a'} {kind} dtype, got {value.dtype}{hint}")
     if shape is not None and tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def check_alike(**tensors: Tensor) -> None:
+    """Require float tensors of the first one's shape. Raises TypeError or ValueError that names the tensor."""
+    shape = None
+    for name, value in tensors.items():
+        check_tensor(name, value, "float", shape)
+        shape = value.shape
+
+
+def check_ids(completion_ids: Tensor, vocabulary: int) -> None:
+    """Require ids in [0, V). Raises ValueError with the range that came."""
+    low, high = (int(x) for x in completion_ids.aminmax()) if completion_ids.numel() else (0, 0)
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"completion_ids must lie from 0 to V − 1 ({vocabulary - 1}), padding too, got {low} to {high}"
+        )
+
+
+def check_number(name: str, value: object) -> None:
+    """Require one real number. Raises TypeError."""
+    single = isinstance(value, Tensor) and value.numel() == 1
+    if not single and (isinstance(value, (bool, Tensor)) or not isinstance(value, Real)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_finite(name: str, value: Tensor) -> None:
@@ -52,7 +77,7 @@ def check_group(completion_ids: Tensor, completion_mask: Tensor) -> None:
     if holes.any():
         *row, token = holes.nonzero()[0].tolist()
         raise ValueError(
-            "completion_mask must have no holes (True up to the completion's end, False after it), "
+            "completion_mask must have no holes (True up to the completion's end, False after it: pad on the right), "
             f"got False at token {token} and True at token {token + 1} of row {tuple(row)}"
         )
 
@@ -94,7 +119,10 @@ def check_scored_group(rewards: Tensor, completion_ids: Tensor, completion_mask:
 def check_loss_options(
     epsilon: float | None, beta: float, aggregation: str, num_tokens: int | Tensor | None, has_reference: bool
 ) -> None:
-    """Require options of `policy_loss` that fit together. Raises ValueError."""
+    """Require options of `policy_loss` that fit together. Raises TypeError for no number, else ValueError."""
+    for name, value in (("epsilon", epsilon), ("beta", beta), ("num_tokens", num_tokens)):
+        if value is not None:
+            check_number(name, value)
     if epsilon is not None and not epsilon > 0:
         raise ValueError(f"epsilon must be above 0, or None for no clipping, got {epsilon}")
     if not beta >= 0:

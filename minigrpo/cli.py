@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more")
         return sub
 
-    sub = command("demo", _demo, "the tour in two minutes: tree, theorem, trap, learning curves, a report")
+    sub = command("demo", _demo, "the tour in half a minute: tree, theorem, trap, learning curves, a report")
     sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of report.html")
     sub.add_argument("--seeds", type=int, default=30, help="paired seeds of the trap")
 
@@ -83,7 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     default = Config()
     sub = command("train", _train, "train one policy on one Gymnasium task")
     sub.add_argument("--env-id", default=default.env_id, help="a Gymnasium id with Discrete spaces")
-    sub.add_argument("--env-arg", action="append", default=[], metavar="NAME=VALUE", help="an argument of the task")
+    sub.add_argument(
+        "--env-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the task, as is_slippery=False",
+    )
     for name, choices, text in (
         ("policy", POLICIES, "what is trained"),
         ("objective", OBJECTIVES, "what gives the advantages and step weights"),
@@ -98,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("groups", int, "P, groups an update"),
         ("start-states", int, "how many start states the groups take in turn"),
         ("updates", int, "rounds of sampling"),
-        ("iterations", int, "optimiser steps on one batch"),
+        ("iterations", int, "optimiser updates on one batch"),
         ("learning-rate", float, "of the optimiser"),
         ("epsilon", float, "clip range of the ratio"),
         ("beta", float, "weight of the KL term"),
@@ -112,8 +118,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from minigrpo.demo import demo  # the one command that needs matplotlib
-
+    try:
+        from minigrpo.demo import demo
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ValueError("matplotlib is missing, which the report's figures need: pip install matplotlib") from error
     return demo(arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=arguments.progress)
 
 
@@ -128,22 +138,32 @@ def _theorem(arguments: argparse.Namespace) -> int:
 def _table1(arguments: argparse.Namespace) -> int:
     result: dict[str, list[dict]] = {"rows": [], "differences": [], "controls": []}
     options = {"seeds": arguments.seeds, "progress": arguments.progress}
-    finished = True
-    for lr in arguments.lr or [LEARNING_RATES[arguments.policy, arguments.optimizer]]:
-        config = TrapConfig(
-            arguments.policy, arguments.optimizer, lr, group_size=arguments.group_size, updates=arguments.updates
-        )
-        rows, differences = table1(config, **options)
-        print(table1_text(rows, differences), flush=True)
-        result["rows"] += rows
-        result["differences"] += differences
-        finished = rows[0]["seeds"] == arguments.seeds
-        if finished and arguments.controls:
-            controls, finished = _take(table1_controls(config, **options))
-            print(f"\n{controls_text(rows + differences, controls)}", flush=True)
-            result["controls"] += controls
-        if not finished:
-            break
+    finished = False
+    try:
+        for lr in arguments.lr or [LEARNING_RATES[arguments.policy, arguments.optimizer]]:
+            config = TrapConfig(
+                arguments.policy, arguments.optimizer, lr, group_size=arguments.group_size, updates=arguments.updates
+            )
+            rows, differences = table1(config, **options)
+            print(table1_text(rows, differences), flush=True)
+            result["rows"] += rows
+            result["differences"] += differences
+            if rows[0]["seeds"] < arguments.seeds:
+                raise KeyboardInterrupt
+            if arguments.controls:
+                controls, whole = _take(table1_controls(config, **options))
+                print(f"\n{controls_text(controls)}", flush=True)
+                result["controls"] += controls
+                if not whole:
+                    raise KeyboardInterrupt
+        finished = True
+    except KeyboardInterrupt:
+        if not result["rows"]:
+            raise
+    except ValueError:
+        if result["rows"]:
+            _finish(arguments, result, finished)
+        raise
     return _finish(arguments, result, finished)
 
 
@@ -165,12 +185,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _env_argument(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE, the value as JSON where it is (true, 3, [0, 1]) and as text where it is not."""
+    """Read NAME=VALUE, the value as Python's or JSON's True, None, 3, [0, 1], and as text where it is neither."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ValueError(f"--env-arg must be NAME=VALUE, got {text!r}")
     try:
-        return name, json.loads(value)
+        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
     except json.JSONDecodeError:
         return name, value
 

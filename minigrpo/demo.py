@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import textwrap
 from pathlib import Path
 
@@ -26,7 +28,9 @@ THEOREM = (
     "GRPO gives every token of a completion its outcome advantage; a process reward method gives each step its own. "
     "The paper proves that both are one objective. Here both losses and the gradient of every parameter are computed "
     "in float64 on random groups and on rollouts of Gymnasium tasks, and compared.",
-    "Then each assumption is broken in turn: where the gap is not rounding, the equality is gone.",
+    "Then each assumption is broken in turn: where the gap is not rounding, the equality is gone. A gap is the "
+    "difference divided by the gradient's norm, the largest over the groups; differ is the share of groups with one "
+    "above 1e-9.",
 )
 TRAP = (
     "A binary tree of depth 4. One path, the target, earns +1.0; paths that share its first n actions but miss it earn "
@@ -51,24 +55,26 @@ def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress:
     """Walk through the worked example, the theorem and the trap; print each and write `out`/report.html.
 
     Args: out: a folder, made where it is missing; seeds: paired seeds of the trap; json_file: where the rows go too.
-    Returns: 0, or 1 where a case of the theorem came out as it should not.
+    Returns: 0; 1 where a case of the theorem came out as it should not; 130 after Ctrl-C in the trap, with a report of
+        the seeds that were finished.
     Raises: ValueError for fewer than two seeds; OSError where `out` can't be written.
     """
     page = out / "report.html"
     check_writable(page)
     tree = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS)
-    _say("1. Every group is a tree of process steps", TREE, str(tree))
+    _say("1. Every group is a tree of process steps", TREE)
+    print(tree)
 
+    _say("2. GRPO = PRM: the theorem runs", THEOREM)
     gaps = list(theorem(groups=60, progress=progress))
-    _say("2. GRPO = PRM: the theorem runs", THEOREM, theorem_text(gaps))
+    print(theorem_text(gaps))
 
+    _say("3. The trap: the flaw, and λ-GRPO's repair", TRAP)
     hits = run_trap(DEFAULT_TRAP, COMPARED, seeds, progress=progress)
     rows, differences = trap_rows(hits, DEFAULT_TRAP)
-    curves = [
-        f"{name:>6}  {sparkline(hits[key].mean(dim=(0, 1)).tolist())}" for key, name in viz.NAMES.items() if key in hits
-    ]
-    curves += ["        target frequency, first update to last, mean over cells and seeds: ▁ 0 to █ 1"]
-    _say("3. The trap: the flaw, and λ-GRPO's repair", TRAP, table1_text(rows, differences), "\n".join(curves))
+    print(f"{table1_text(rows, differences)}\n\nFrom the first update to the last, mean of cells and seeds (▁ 0, █ 1):")
+    for key, hit in hits.items():
+        print(f"{viz.NAMES[key]:>6}  {sparkline(hit.mean(dim=(0, 1)).tolist())}")
 
     if json_file:
         write_json(json_file, {"theorem": gaps, "rows": rows, "differences": differences})
@@ -93,10 +99,14 @@ def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress:
     ]
     report(page, sections, "GRPO is secretly a process reward model")
     print(f"\nThe same with figures: {page.resolve().as_uri()}")
+    if rows[0]["seeds"] < seeds:
+        print(f"Interrupted: {rows[0]['seeds']} of {seeds} seeds were finished.", file=sys.stderr)
+        return 130
     return 1 if failures(gaps) else 0
 
 
-def _say(heading: str, story: tuple[str, ...], *results: str) -> None:
-    """Print one stop of the tour."""
-    wrapped = (textwrap.fill(paragraph, 100) for paragraph in story)
-    print("\n\n".join([f"\n{heading}\n{'═' * len(heading)}", *wrapped, *results]), flush=True)
+def _say(heading: str, story: tuple[str, ...]) -> None:
+    """Print the heading of one stop of the tour and what is to be seen there."""
+    width = min(100, shutil.get_terminal_size().columns)
+    paragraphs = (textwrap.fill(paragraph, width) for paragraph in story)
+    print("\n\n".join([f"\n{heading}\n{'═' * len(heading)}", *paragraphs, ""]), flush=True)

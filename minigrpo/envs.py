@@ -37,7 +37,7 @@ class PathTreeEnv(gym.Env):
     Terminates at the leaf, after `depth` actions.
 
     ## Arguments
-    depth ≥ 1; n in [0, depth); r_neg finite; target: `depth` actions of 0 and 1, or None to draw it; target_seed.
+    depth in [1, 30]; n in [0, depth); r_neg finite; target: `depth` actions, or None to draw it; target_seed ≥ 0.
 
     ## Source
     Sullivan & Koller (ICML 2026, arXiv 2509.21154), the toy experiment of Table 1: depth 4, n ∈ {1, 2}, r_neg
@@ -57,10 +57,10 @@ class PathTreeEnv(gym.Env):
         target_seed: int = 0,
         render_mode: str | None = None,
     ) -> None:
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        if not 0 <= n < depth:
-            raise ValueError(f"n must be at least 0 and below depth ({depth}), got {n}")
+        if depth not in range(1, 31):
+            raise ValueError(f"depth must be a whole number from 1 to 30, got {depth}")
+        if n not in range(depth):
+            raise ValueError(f"n must be a whole number from 0 to {depth - 1}, below depth, got {n}")
         if not np.isfinite(r_neg):
             raise ValueError(f"r_neg must be finite, got {r_neg}")
         if target_seed < 0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,7 @@ PAPER_TABLE1 = {  # (n, r_neg): target frequency of GRPO, of λ-GRPO; five seeds
     (2, -1.5): (0.0000, 0.3820),
 }
 COMPARED = ("grpo", "lambda_grpo")
+MATCHED = "grpo_matched"  # GRPO with each gradient scaled to the norm that λ-GRPO's has on the same samples
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class TrapConfig:
     depth: int = 4  # of the tree, T
     updates: int = 250
     window: int = 50  # the score is the target's frequency in the samples of this many last updates
-    match_norm: bool = False  # scale each gradient to the norm that λ-GRPO's has on the same samples
 
 
 DEFAULT_TRAP = TrapConfig()
@@ -74,11 +74,11 @@ def train_trap(
     A seed fixes the target, the initial weights and the uniform numbers that draw the samples: runs of one seed are
     paired across cells, objectives and settings, and alone they do what they do in a batch, to rounding.
 
-    Args: config; objective of OBJECTIVES; seeds; cells (n, r_neg); progress: called after each update.
+    Args: config; objective of OBJECTIVES, or MATCHED; seeds; cells (n, r_neg); progress: called after each update.
     Returns: float (cells, seeds, updates): the share of the G samples that are the target.
     Raises: ValueError for an unknown objective or policy, or weights that are no longer finite.
     """
-    check_choice("objective", objective, OBJECTIVES)
+    check_choice("objective", objective, [*OBJECTIVES, MATCHED])
     paths, nodes = _leaves(config.depth)
     envs = [PathTreeEnv(config.depth, n, r_neg, target_seed=seed) for n, r_neg in cells for seed in seeds]  # runs
     leaf_rewards = torch.tensor([[env.outcome(path) for path in paths.tolist()] for env in envs], dtype=torch.float64)
@@ -97,8 +97,8 @@ def train_trap(
         leaves = leaves.clamp(max=len(paths) - 1)  # the probabilities may sum to just below 1
         logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, config.depth))  # (runs, G, T)
         group = (weights, logps, leaf_rewards.gather(1, leaves), paths[leaves])
-        gradient = _trap_gradient(objective, *group)
-        if config.match_norm:
+        gradient = _trap_gradient("grpo" if objective == MATCHED else objective, *group)
+        if objective == MATCHED:
             factor = _norms(_trap_gradient("lambda_grpo", *group)) / _norms(gradient).clamp(min=1e-12)
             gradient = [g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradient]
         for weight, g in zip(weights.values(), gradient, strict=True):
@@ -146,13 +146,13 @@ def run_trap(
     objectives: Sequence[str],
     seeds: int,
     *,
-    chunk: int = 30,
+    chunk: int = 10,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Train the six cells of Table 1 with paired seeds 0 … seeds − 1, `chunk` seeds at a time.
 
     Returns: for each objective float (cells, seeds, updates), as `train_trap`. Ctrl-C after the first chunk keeps the
-        chunks that were finished: the seeds are then fewer than asked for.
+        chunks that were finished: the seeds are then fewer than asked for, and the caller must look.
     Raises: ValueError for fewer than two seeds, or settings out of range; KeyboardInterrupt before the first chunk.
     """
     check_trap(config, seeds)
@@ -197,7 +197,7 @@ def table1(
     return trap_rows(run_trap(config, COMPARED, seeds, progress=progress), config)
 
 
-LEARNING_RATES = {  # where λ-GRPO's lead shows in all six cells, or the best we found: `table1 --controls` sweeps them
+LEARNING_RATES = {  # chosen after a look at several, so that the lead shows: `table1 --controls` says how it depends
     ("tabular", "sgd"): 20.0,
     ("tabular", "adam"): 0.1,
     ("mlp", "sgd"): 0.3,
@@ -205,31 +205,47 @@ LEARNING_RATES = {  # where λ-GRPO's lead shows in all six cells, or the best w
     ("transformer", "sgd"): 0.03,
     ("transformer", "adam"): 1e-3,
 }
-SWEEP = (0.05, 0.1, 0.25, 0.5, 2.5, 5.0)  # factors on the learning rate of the main comparison
+SWEEP = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # factors on the learning rate of the main comparison
 ADAM_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def table1_controls(config: TrapConfig, *, seeds: int = 30, progress: bool = True) -> Iterator[dict]:
-    """Ask whether it is λ or only a smaller step: the comparisons that a sceptic would want.
+def table1_controls(config: TrapConfig = DEFAULT_TRAP, *, seeds: int = 30, progress: bool = True) -> Iterator[dict]:
+    """Ask whether it is λ or only a smaller update: the comparisons that a sceptic would want.
 
-    "learning-rate sweep": both objectives at other learning rates. "matched norm": each GRPO gradient scaled to the
-    norm that λ-GRPO's has on the same samples. "tabular, adam": an optimiser that rescales each parameter.
+    "learning rates": GRPO, GRPO with each gradient scaled to λ-GRPO's norm (MATCHED), and λ-GRPO over a sweep.
+    "tabular, adam": GRPO and λ-GRPO under an optimiser that rescales each parameter, over a sweep.
 
     Args: config of the main comparison; seeds.
-    Yields: the rows and differences of `table1`, each with the name of its `control`.
-    Raises: ValueError as `run_trap`.
+    Yields: rows and differences as `trap_rows` gives them, cell by cell and pooled over the cells of each n (r_neg is
+        None there), each with the name of its `control`.
+    Raises: ValueError as `run_trap`; KeyboardInterrupt after the controls that were finished.
     """
     adam = dataclasses.replace(config, policy="tabular", optimizer="adam")
-    controls = [("learning-rate sweep", config, config.learning_rate * factor) for factor in SWEEP]
-    controls += [("matched norm", dataclasses.replace(config, match_norm=True), config.learning_rate)]
-    controls += [("tabular, adam", adam, lr) for lr in ADAM_SWEEP]
-    for control, settings, lr in controls:
-        rows, differences = table1(dataclasses.replace(settings, learning_rate=lr), seeds=seeds, progress=progress)
-        yield from ({"control": control} | row for row in rows + differences)
+    controls = [("learning rates", config, config.learning_rate * f, ("grpo", MATCHED, "lambda_grpo")) for f in SWEEP]
+    controls += [("tabular, adam", adam, lr, COMPARED) for lr in ADAM_SWEEP]
+    for control, settings, lr, objectives in controls:
+        settings = dataclasses.replace(settings, learning_rate=lr)
+        hits = run_trap(settings, objectives, seeds, progress=progress)
+        if hits["grpo"].shape[1] < seeds:
+            raise KeyboardInterrupt
+        for rows, differences in (trap_rows(hits, settings), trap_rows(pool(hits), settings, POOLED)):
+            yield from ({"control": control} | row for row in rows + differences)
+
+
+POOLED = ((1, None), (2, None))  # the three cells of each n, taken together
+
+
+def pool(hits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Average the six cells of Table 1 over r_neg: (6, seeds, updates) → (2, seeds, updates), for n = 1 and n = 2.
+
+    The cells of one n share seeds, targets and random numbers, so they are far from independent of one another: an
+    interval over seeds must take them together.
+    """
+    return {objective: hit.unflatten(0, (2, 3)).mean(dim=1) for objective, hit in hits.items()}
 
 
 def trap_rows(
-    hits: dict[str, Tensor], config: TrapConfig, cells: Sequence[tuple[int, float]] = tuple(PAPER_TABLE1)
+    hits: dict[str, Tensor], config: TrapConfig, cells: Sequence[tuple[int, float | None]] = tuple(PAPER_TABLE1)
 ) -> tuple[list[dict], list[dict]]:
     """Score runs of the trap: the target's mean frequency in the last updates, with a 95% bootstrap interval.
 
@@ -330,7 +346,7 @@ ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
     "token mean, one update (μ = 1)": _on_policy(),
     "no std, constant denominator (Dr. GRPO)": _on_policy(scale="none", num_tokens=32),
     "KL term (β = 0.04)": _kl,
-    "ratios off-policy, nothing clipped": _off_policy(),
+    "ratios off-policy, nothing clipped (ε = 100)": _off_policy(epsilon=100.0),
     "broken: clipping active (ε = 0.2)": _off_policy(epsilon=0.2),
     "clipping active, two sums per step": _two_sums,
     "broken: per-completion mean, 1/len(y)": _on_policy(aggregation="seq-mean"),
@@ -342,16 +358,18 @@ ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
 def theorem(*, groups: int = 300, seed: int = 0, progress: bool = True) -> Iterator[dict]:
     """Compare loss and gradient of `grpo` and `prm` in float64, on random groups, on rollouts, and on the map.
 
-        gap = ‖∇L_GRPO − ∇L_PRM‖ / max(‖∇L_GRPO‖, 1e-3)        over every parameter of the policy
+        loss_gap = |L_GRPO − L_PRM| / max(‖∇L_GRPO‖, 1e-3)
+        grad_gap = ‖∇L_GRPO − ∇L_PRM‖ / max(‖∇L_GRPO‖, 1e-3)        over every parameter of the policy
 
     Args: groups: random ragged groups for each case of the map, a quarter of them for each policy before it; seed.
     Yields: a row a case with the largest `loss_gap` and `grad_gap`, the number of `groups`, the share of them that
         `differ` (grad_gap above 1e-9), the `median_gap`, and the smallest norm of the gradients, `min_grad_norm`.
         Cases that break an assumption on purpose are named `broken: …`.
-    Raises: ValueError for fewer than 4 groups.
+    Raises: ValueError for fewer than 4 groups or a negative seed.
     """
-    if groups < 4:
-        raise ValueError(f"groups must be at least 4, got {groups}")
+    for name, value, least in (("groups", groups, 4), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     bar = tqdm(list(_theorem_cases(groups, seed)), disable=not progress, desc="theorem", unit=" cases", leave=False)
     for name, policy, samples, pair in bar:
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's global state
@@ -386,7 +404,7 @@ def _theorem_cases(groups: int, seed: int) -> Iterator[tuple[str, nn.Module, Sam
     for kind, keyed_by_state in itertools.product(POLICIES, (True, False)):
         envs = make_envs(SLIPPING[0], 16, **SLIPPING[1])
         policy = _random_policy(kind, int(envs[0].observation_space.n), int(envs[0].action_space.n), seed)
-        keys = "slippery FrozenLake by state and action" if keyed_by_state else "broken: slippery FrozenLake by action"
+        keys = "slippery lake, state and action" if keyed_by_state else "broken: slippery lake, action alone"
         name = f"{keys}, {kind}"
         yield name, policy, _rollout_samples(envs, policy, seed, keyed_by_state=keyed_by_state), holds
     for name, pair in ASSUMPTIONS.items():
@@ -465,8 +483,8 @@ def _gaps(policy: nn.Module, group: Rollout, step_ids: Tensor, pair: Pair) -> tu
     outcome, process = (
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)]) for loss in losses
     )
-    loss_gap = (losses[0] - losses[1]).abs() / losses[0].abs().clamp(min=1e-3)
-    grad_gap = (outcome - process).norm() / outcome.norm().clamp(min=1e-3)
+    unit = outcome.norm().clamp(min=1e-3)
+    loss_gap, grad_gap = (losses[0] - losses[1]).abs() / unit, (outcome - process).norm() / unit
     return loss_gap.item(), grad_gap.item(), outcome.norm().item()
 
 
@@ -475,30 +493,33 @@ def _gaps(policy: nn.Module, group: Rollout, step_ids: Tensor, pair: Pair) -> tu
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-OVERLAP_RUN = Config(
-    env_id="minigrpo/ArithmeticChain-v0",
-    policy="transformer",
-    optimizer="adam",
-    learning_rate=3e-3,
-    groups=4,
-    start_states=4,
-    updates=100,
-)
+OVERLAP_RUNS = {
+    "ArithmeticChain": Config(
+        env_id="minigrpo/ArithmeticChain-v0",
+        policy="transformer",
+        optimizer="adam",
+        learning_rate=3e-3,
+        groups=4,
+        start_states=4,
+        updates=100,
+    ),
+    "FrozenLake": Config(env_id="FrozenLake-v1", env_kwargs={"is_slippery": False}, groups=2, updates=200),
+}
 
 
 def overlap(
-    config: Config = OVERLAP_RUN, *, group_sizes: Sequence[int] = (6, 36), progress: bool = True
+    runs: Mapping[str, Config] = OVERLAP_RUNS, *, group_sizes: Sequence[int] = (6, 36), progress: bool = True
 ) -> Iterator[dict]:
-    """Measure how much a group shares as a policy trains: the paper's Experiment 1 on a toy task.
+    """Measure how much a group shares as a policy trains: the paper's Experiment 1 on toy tasks.
 
-    Args: config: the run, with each of the group_sizes in turn.
-    Yields: a row for each G and update with path_depth, intermediate_proportion, step_size, entropy and reward.
+    Args: runs: settings of a run by the name of its task, each with every one of the group_sizes.
+    Yields: a row for each task, G and update with path_depth, intermediate_proportion, step_size, entropy and reward.
     Raises: ValueError as `Config` and `train`; KeyboardInterrupt after the rows of a run that Ctrl-C ended.
     """
     kept = ("update", "reward", "entropy", "path_depth", "intermediate_proportion", "step_size")
-    for G in group_sizes:
+    for (task, config), G in itertools.product(runs.items(), group_sizes):
         result = train(dataclasses.replace(config, group_size=G), progress=progress)
         for row in result.rows:
-            yield {"group_size": G} | {name: row[name] for name in kept}
+            yield {"task": task, "group_size": G} | {name: row[name] for name in kept}
         if not result.finished:
             raise KeyboardInterrupt

@@ -14,7 +14,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
     Raises: OSError, with the path in it, where the file can't be written; what stood there before stays.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # through a link to the file it stands for
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -40,12 +41,19 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 def check_writable(path: str | Path) -> None:
     """Find out before long work whether a file can be written. Raises: OSError, with the path in it."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
+    path = Path(path).resolve()
+    check_regular(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}") from error
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to put a file in the place of a folder or a device. Raises: OSError, with the path in it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file: name another")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minigrpo.checks import check_loss_options, check_not_empty, check_tensor
+from minigrpo.checks import check_alike, check_ids, check_loss_options, check_not_empty, check_tensor
 
 
 def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
@@ -21,10 +21,11 @@ def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
 
     Args: logits float (…, T, V), where place t predicts token t; completion_ids int (…, T) in [0, V).
     Returns: (…, T) in nats, in the dtype of `logits`.
-    Raises: TypeError for wrong dtypes, ValueError for shapes that do not fit.
+    Raises: TypeError for wrong dtypes, ValueError for shapes that do not fit or ids outside [0, V).
     """
     check_tensor("logits", logits, "float")
     check_tensor("completion_ids", completion_ids, "int", logits.shape[:-1])
+    check_ids(completion_ids, logits.shape[-1])
     chosen = logits.gather(-1, completion_ids.long().unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(dim=-1)
 
@@ -36,7 +37,9 @@ def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
     Args: logps, ref_logps float (…, T), in nats.
     Returns: (…, T) in nats; `ref_logps` is a constant, no gradient flows into it.
+    Raises: TypeError or ValueError for wrong dtypes or shapes.
     """
+    check_alike(logps=logps, ref_logps=ref_logps)
     log_ratio = ref_logps.detach() - logps
     return log_ratio.expm1() - log_ratio
 
@@ -48,7 +51,9 @@ def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, epsi
 
     Args: logps, old_logps float (…, T), in nats; advantages (…, T); epsilon > 0 or None.
     Returns: (…, T), to maximise; `old_logps` is a constant, no gradient flows into it.
+    Raises: TypeError or ValueError for wrong dtypes or shapes.
     """
+    check_alike(logps=logps, old_logps=old_logps, advantages=advantages)
     ratio = (logps - old_logps.detach()).exp()
     if epsilon is None:
         return ratio * advantages
@@ -81,14 +86,10 @@ def policy_loss(
     Raises: TypeError or ValueError for wrong dtypes or shapes, no unmasked token and no `num_tokens`, options out of
         range, an unknown aggregation, or β > 0 without `ref_logps`.
     """
-    check_tensor("logps", logps, "float")
-    for name, value in (("old_logps", old_logps), ("advantages", advantages), ("step_weights", step_weights)):
-        check_tensor(name, value, "float", logps.shape)
+    reference = {} if ref_logps is None else {"ref_logps": ref_logps}
+    check_alike(logps=logps, old_logps=old_logps, advantages=advantages, step_weights=step_weights, **reference)
     check_tensor("completion_mask", completion_mask, "bool", logps.shape)
     check_loss_options(epsilon, beta, aggregation, num_tokens, has_reference=ref_logps is not None)
-    if ref_logps is not None:
-        check_tensor("ref_logps", ref_logps, "float", logps.shape)
-
     if num_tokens is None:
         check_not_empty(completion_mask)
     # The mask is applied once, here: what is under it has no part in anything, not even as NaN.

@@ -26,10 +26,12 @@ def group_advantages(rewards: Tensor, *, scale: str = "std", eps: float = 1e-4) 
     Args: rewards float (…, G), in the task's units; scale "std" (unbiased), "population", or "none" for no division
         (Dr. GRPO: aᵢ = rᵢ − mean r, in the units of the rewards); eps in the units of the rewards.
     Returns: (…, G) in the dtype of `rewards`, in standard deviations; exactly 0 for a group of equal rewards (eps > 0).
-    Raises: TypeError for a wrong dtype; ValueError for a wrong shape, G < 2, NaN or infinity, an unknown scale.
+    Raises: TypeError for a wrong dtype; ValueError for a wrong shape, G < 2, NaN or infinity, another scale, eps < 0.
     """
     check_rewards(rewards)
     check_choice("scale", scale, SCALES)
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
     shifted = rewards - rewards[..., :1]  # so that equal rewards give 0, and not their rounding divided by eps
     centred = shifted - shifted.mean(dim=-1, keepdim=True)
     if scale == "none":

@@ -48,7 +48,7 @@ def make_envs(env_id: str, group_size: int, **kwargs) -> list[gym.Env]:
     for name in ("observation_space", "action_space"):
         space = getattr(envs[0], name)
         if not isinstance(space, gym.spaces.Discrete) or space.start != 0:
-            raise ValueError(f"env {env_id!r} must have a {name} Discrete(n), got {space}")
+            raise ValueError(f"env {env_id!r} must have Discrete(n) as its {name}, got {space}")
     return envs
 
 
@@ -60,13 +60,15 @@ def sample_group(
     generator: torch.Generator,
     start_seed: int = 0,
     prefix: Sequence[int] = (),
+    max_tokens: int = 1000,
 ) -> Rollout:
     """Sample one episode from each env with the policy, all from the start state that `start_seed` gives.
 
     Every env is reset with the same seed and then gets a random stream of its own, so that groups share their start
     and transitions stay independent where the task has random ones. The actions of `prefix` are taken first.
 
-    Args: envs: G copies of one task; policy; generator: the only source of randomness; start_seed; prefix: actions.
+    Args: envs: G copies of one task; policy; generator: the only source of randomness; start_seed; prefix: actions;
+        max_tokens: where an episode that does not end is cut, with the rewards so far.
     Returns: Rollout with (G, T); old_logps in the dtype of the policy, as are the rewards.
     Raises: ValueError for logits that are not finite.
     """
@@ -76,7 +78,7 @@ def sample_group(
         env.unwrapped.np_random = np.random.default_rng(seed)
     alive, rewards = torch.ones(G, dtype=torch.bool), [0.0] * G
     states, actions, masks, logps = [], [], [], []
-    while alive.any():
+    while alive.any() and len(actions) < max_tokens:
         t = len(actions)
         states.append(state)
         places = torch.zeros(G, 1, dtype=torch.long)  # the action that is still to come: no policy sees it

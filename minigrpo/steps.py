@@ -104,13 +104,13 @@ def _process_sets(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     Rows are sorted once so that equal prefixes stand together: a set is then a run of neighbours that agree so far.
     """
     G, T = completion_ids.shape[-2:]
-    ids = completion_ids.long().reshape(-1, T)
-    ended = ids.min().clamp(max=0) - 1  # sorts before every id, and equals none
+    ids, mask = completion_ids.long().reshape(-1, T), completion_mask.reshape(-1, T)
+    ended = ids[mask].min() - 1  # sorts before every token, so that a completion stands before those that go on
     group = torch.arange(len(ids), device=ids.device) // G  # a first token that keeps groups apart
-    rows = torch.cat([group.unsqueeze(1), torch.where(completion_mask.reshape(-1, T), ids, ended)], dim=1)
+    rows = torch.cat([group.unsqueeze(1), torch.where(mask, ids, ended)], dim=1)  # (P·G, 1 + T)
     order = torch.unique(rows, dim=0, return_inverse=True)[1].argsort()  # lexicographic
     rows = rows[order]
-    agree = ((rows[1:] == rows[:-1]) & (rows[1:] != ended)).cumprod(dim=1)[:, 1:]  # (P·G − 1, T), with the row above
+    agree = (rows[1:] == rows[:-1]).cumprod(dim=1)[:, 1:]  # (P·G − 1, T), with the row above
     label = F.pad((1 - agree).cumsum(dim=0), (0, 0, 1, 0))
     return torch.empty_like(label).index_copy(0, order, label)
 

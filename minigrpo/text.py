@@ -64,59 +64,56 @@ def theorem_text(rows: Sequence[dict]) -> str:
 
 def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """Table 1: the paper's frequencies beside ours, and the paired difference with its 95% interval."""
-    title = (
-        f"How often the target is sampled in the last updates: {_settings(rows[0])}, {rows[0]['seeds']} paired seeds"
-    )
+    title = f"Target frequency in the last 50 updates, {rows[0]['seeds']} paired seeds: {_settings(rows[0])}"
     header = ("n", "r_neg", "paper: GRPO", "λ-GRPO", "here: GRPO", "λ-GRPO", "difference (95% interval)")
     lines = []
     for row in differences:
         paper = PAPER_TABLE1[row["n"], row["r_neg"]]
         ours = [r["mean"] for r in rows if (r["n"], r["r_neg"]) == (row["n"], row["r_neg"])]
         frequencies = (f"{x:.2f}" for x in (*paper, *ours))
-        interval = f"{row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
-        lines.append((f"{row['n']}", f"{row['r_neg']:+.1f}", *frequencies, interval))
+        lines.append((f"{row['n']}", f"{row['r_neg']:+.1f}", *frequencies, _difference(row)))
     note = "\nFewer than 10 seeds: such intervals are too narrow." if rows[0]["seeds"] < 10 else ""
     return f"{title}\n{text_table(header, lines)}{note}"
 
 
-def controls_text(rows: Sequence[dict], controls: Sequence[dict]) -> str:
-    """The controls of Table 1, a setting a line, averaged over the six cells, with the main comparison first."""
-    header = ("control", "GRPO", "λ-GRPO", "λ-GRPO leads", "GRPO leads")
-    settings: dict[str, list[dict]] = {}
-    for row in [{"control": "the comparison above"} | row for row in rows] + list(controls):
-        settings.setdefault(f"{row['control']}: {_settings(row)}", []).append(row)
+def controls_text(controls: Sequence[dict]) -> str:
+    """The controls of Table 1, a setting a line, pooled over the three cells of each n.
+
+    A difference is paired with GRPO; its interval is taken over seeds, so that the cells of one n, which share their
+    seeds, count as one.
+    """
+    header = ("control", "n", "GRPO", "matched", "λ-GRPO", "matched − GRPO", "λ-GRPO − GRPO")
+    settings: dict[tuple, dict[str, dict]] = {}
+    for row in controls:
+        if row["r_neg"] is None:
+            key = (f"{row['control']}: {row['lr']:g}", row["n"])
+            settings.setdefault(key, {})[row.get("objective") or row["difference"]] = row
     lines = []
-    for name, members in settings.items():
-        means = {
-            objective: [row["mean"] for row in members if row.get("objective") == objective]
-            for objective in ("grpo", "lambda_grpo")
-        }
-        differences = [row for row in members if "difference" in row]
-        lines.append(
-            (
-                name,
-                *(f"{sum(mean) / len(mean):.2f}" for mean in means.values()),
-                f"{sum(row['ci_low'] > 0 for row in differences)} of {len(differences)}",
-                f"{sum(row['ci_high'] < 0 for row in differences)} of {len(differences)}",
-            )
-        )
-    return (
-        "Controls: target frequency, mean of the six cells, and in how many the 95% interval says who leads\n"
-        f"{text_table(header, lines)}"
-    )
+    for (name, n), found in sorted(settings.items(), key=lambda item: item[0][1]):
+        means = (f"{found[key]['mean']:.2f}" if key in found else "" for key in ("grpo", "grpo_matched", "lambda_grpo"))
+        differences = (_difference(found.get(f"{key} − grpo")) for key in ("grpo_matched", "lambda_grpo"))
+        lines.append((name, f"{n}", *means, *differences))
+    head = "Controls: target frequency, mean of the three cells of each n, and paired differences with 95% intervals"
+    return f"{head}\n{text_table(header, lines)}"
+
+
+def _difference(row: dict | None) -> str:
+    """A mean with its interval."""
+    return f"{row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]" if row else ""
 
 
 def overlap_text(rows: Sequence[dict], bins: int = 5) -> str:
     """The rows of `overlap` as a table, averaged over a few stretches of each run."""
     columns = ("reward", "entropy", "path_depth", "intermediate_proportion", "step_size")
-    header = ("G", "updates", "reward", "entropy (nats)", "path depth", "intermediate proportion", "step size")
+    header = ("task", "G", "updates", "reward", "entropy", "path depth", "proportion", "step size")
     lines = []
-    for G in dict.fromkeys(row["group_size"] for row in rows):
-        run = [row for row in rows if row["group_size"] == G]
+    for task, G in dict.fromkeys((row["task"], row["group_size"]) for row in rows):
+        run = [row for row in rows if (row["task"], row["group_size"]) == (task, G)]
         for k in range(min(bins, len(run))):
             part = run[k * len(run) // min(bins, len(run)) : (k + 1) * len(run) // min(bins, len(run))]
             means = (sum(row[name] for row in part) / len(part) for name in columns)
-            lines.append((f"{G}", f"{part[0]['update']}–{part[-1]['update']}", *(f"{mean:.2f}" for mean in means)))
+            stretch = f"{part[0]['update']}–{part[-1]['update']}"
+            lines.append((task, f"{G}", stretch, *(f"{mean:.2f}" for mean in means)))
     return text_table(header, lines)
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from minigrpo.checks import check_choice, check_loss_options
-from minigrpo.files import write_json
+from minigrpo.checks import check_choice, check_loss_options, check_number
+from minigrpo.files import check_writable, write_json
 from minigrpo.losses import kl_k3, policy_loss, token_logps
 from minigrpo.objectives import OBJECTIVES, SCALES
 from minigrpo.policies import POLICIES, make_policy
@@ -41,7 +41,7 @@ class Config:
     groups: int = 1  # P, groups sampled for an update, each from one start state
     start_states: int = 1  # the groups take the reset seeds 0 … start_states − 1 in turn
     updates: int = 250  # each samples anew
-    iterations: int = 1  # μ, optimiser steps on one sampled batch
+    iterations: int = 1  # μ, optimiser updates on one sampled batch
     optimizer: str = "sgd"  # one of OPTIMIZERS
     learning_rate: float = 5.0
     epsilon: float | None = None  # clip range of the ratio; None: no clip
@@ -62,8 +62,10 @@ class Config:
         ):
             check_choice(name, getattr(self, name), choices)
         for name, least in (("group_size", 2), ("groups", 1), ("start_states", 1), ("updates", 1), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        check_number("learning_rate", self.learning_rate)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
         check_loss_options(self.epsilon, self.beta, self.aggregation, None, has_reference=True)
@@ -128,7 +130,7 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
                 loss.backward()
                 optimizer.step()
 
-            # 4. Note what happened, as the last of these steps saw it.
+            # 4. Note what happened, as the last of these updates saw it.
             row = {
                 "update": update,
                 "reward": batch.rewards.mean(),
@@ -145,8 +147,8 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
             broken = [name for name, value in row.items() if not math.isfinite(value)]
             broken += [name for name, weight in policy.named_parameters() if not weight.isfinite().all()]
             if broken:
-                rate = f"learning_rate {config.learning_rate:g}"
-                raise ValueError(f"{rate} broke the run at update {update}: no longer finite: {', '.join(broken)}")
+                rate, few = f"learning_rate {config.learning_rate:g}", ", ".join(broken[:3])
+                raise ValueError(f"{rate} broke the run at update {update}: {few} no longer finite; lower it")
             rows.append(row)
             bar.set_postfix(reward=f"{rows[-1]['reward']:.2f}", refresh=False)
             if log is not None:
@@ -177,6 +179,7 @@ def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
 def _new_log(out: Path, config: Config) -> Path:
     """Begin a run's folder with its settings, and return where its metrics go."""
     log = out / "metrics.jsonl"
+    check_writable(log)
     if log.exists():
         raise FileExistsError(f"{out} holds a run already: name another folder")
     write_json(out / "config.json", dataclasses.asdict(config))

@@ -101,7 +101,12 @@ class ProcessTree:
 
     def path(self, completion: int) -> list[Node]:
         """The steps of one completion from root to leaf."""
-        return [node for node in self.nodes if completion in node.members]
+        steps: list[Node] = []
+        nodes = self.roots
+        while node := next((node for node in nodes if completion in node.members), None):
+            steps.append(node)
+            nodes = node.children
+        return steps
 
     def __str__(self) -> str:
         """Draw the tree: a line a step, with its reward R, advantage A and the size |λ| of its set."""

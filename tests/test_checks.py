@@ -63,9 +63,9 @@ def entry(value):
 
 IN_GROUP = [
     ({"completion_ids": IDS.tolist()}, TypeError, "completion_ids must be a torch.Tensor, got list"),
-    ({"completion_ids": IDS.double()}, TypeError, "completion_ids must have a int dtype, got torch.float64"),
-    ({"completion_ids": IDS.cfloat()}, TypeError, "completion_ids must have a int dtype, got torch.complex64"),
-    ({"completion_ids": IDS.bool()}, TypeError, "completion_ids must have a int dtype, got torch.bool"),
+    ({"completion_ids": IDS.double()}, TypeError, "completion_ids must have an int dtype, got torch.float64"),
+    ({"completion_ids": IDS.cfloat()}, TypeError, "completion_ids must have an int dtype, got torch.complex64"),
+    ({"completion_ids": IDS.bool()}, TypeError, "completion_ids must have an int dtype, got torch.bool"),
     ({"completion_ids": IDS[0, 0]}, ValueError, r"completion_ids must have shape \(…, G, T\), got \(4,\)"),
     (
         {"completion_ids": IDS[:, :0], "completion_mask": MASK[:, :0]},
@@ -98,7 +98,7 @@ IN_GROUP = [
 ]
 IN_REWARDS = [
     ({"rewards": [0.0, 1.0]}, TypeError, "rewards must be a torch.Tensor, got list"),
-    ({"rewards": REWARDS.int()}, TypeError, "rewards must have a float dtype, got torch.int32"),
+    ({"rewards": REWARDS.int()}, TypeError, r"rewards must have a float dtype, got torch.int32; use rewards.float\(\)"),
     ({"rewards": REWARDS.bool()}, TypeError, "rewards must have a float dtype, got torch.bool"),
     ({"rewards": REWARDS.cfloat()}, TypeError, "rewards must have a float dtype, got torch.complex64"),
     ({"rewards": REWARDS[:, :1]}, ValueError, r"rewards must have shape \(…, G\) with G ≥ 2, .*, got \(2, 1\)"),
@@ -107,24 +107,32 @@ IN_REWARDS = [
     ({"rewards": entry(-INF)}, ValueError, r"rewards must be finite, got -inf at index \(0, 2\)"),
 ]
 IN_VALUES = [
-    ({"values": REWARDS.long()}, TypeError, "values must have a float dtype, got torch.int64"),
+    ({"values": REWARDS.long()}, TypeError, r"values must have a float dtype, got torch.int64; use values.float\(\)"),
     ({"values": REWARDS[0]}, ValueError, r"values must have shape \(2, 3\), got \(3,\)"),
     ({"values": entry(INF)}, ValueError, r"values must be finite, got inf at index \(0, 2\)"),
 ]
 IN_SCALE = [({"scale": "l2"}, ValueError, "scale must be one of none, population, std, got 'l2'")]
 SHAPES = [({"rewards": REWARDS[:, :2]}, ValueError, r"rewards must have shape \(2, 3\), got \(2, 2\)")]
 IN_LOGITS = [
-    ({"logits": torch.zeros(3, 4, 5).long()}, TypeError, "logits must have a float dtype, got torch.int64"),
-    ({"completion_ids": ZEROS}, TypeError, "completion_ids must have a int dtype, got torch.float32"),
+    (
+        {"logits": torch.zeros(3, 4, 5).long()},
+        TypeError,
+        r"logits must have a float dtype, got torch.int64; use logits.float\(\)",
+    ),
+    ({"completion_ids": ZEROS}, TypeError, "completion_ids must have an int dtype, got torch.float32"),
     ({"completion_ids": ZEROS.long()[:2]}, ValueError, r"completion_ids must have shape \(3, 4\), got \(2, 4\)"),
 ]
 IN_LOSS = [
-    ({"logps": ZEROS.long()}, TypeError, "logps must have a float dtype, got torch.int64"),
+    ({"logps": ZEROS.long()}, TypeError, r"logps must have a float dtype, got torch.int64; use logps.float\(\)"),
     *[
         case
         for name in ("old_logps", "advantages", "step_weights", "ref_logps")
         for case in (
-            ({name: ZEROS.long()}, TypeError, f"{name} must have a float dtype, got torch.int64"),
+            (
+                {name: ZEROS.long()},
+                TypeError,
+                rf"{name} must have a float dtype, got torch.int64; use {name}.float\(\)",
+            ),
             ({name: ZEROS[0]}, ValueError, rf"{name} must have shape \(3, 4\), got \(4,\)"),
         )
     ],

@@ -50,7 +50,7 @@ def test_table1_writes_rows_differences_and_controls(tmp_path, capsys):
     assert len(result["rows"]) == 2 * 12
     assert len(result["differences"]) == 2 * 6
     assert {row["lr"] for row in result["rows"]} == {5.0, 20.0}
-    assert {row["control"] for row in result["controls"]} == {"learning-rate sweep", "matched norm", "tabular, adam"}
+    assert {row["control"] for row in result["controls"]} == {"learning rates", "tabular, adam"}
     keys = {"n", "r_neg", "objective", "policy", "optimizer", "lr", "seeds", "mean", "ci_low", "ci_high"}
     assert all(set(row) == keys for row in result["rows"])
     printed = capsys.readouterr().out
@@ -60,7 +60,8 @@ def test_table1_writes_rows_differences_and_controls(tmp_path, capsys):
 
 def test_overlap_and_train(tmp_path, capsys):
     assert main(["overlap", "--group-sizes", "4", "--json", str(tmp_path / "overlap.json")]) == 0
-    assert len(json.loads((tmp_path / "overlap.json").read_text())["rows"]) == 100
+    rows = json.loads((tmp_path / "overlap.json").read_text())["rows"]
+    assert [row["task"] for row in rows] == ["ArithmeticChain"] * 100 + ["FrozenLake"] * 200
     lake = ["--env-id", "FrozenLake-v1", "--env-arg", "is_slippery=false", "--env-arg", "map_name=4x4"]
     out = tmp_path / "run"
     assert main(["train", *lake, "--updates", "3", "--out", str(out), "--json", str(tmp_path / "train.json")]) == 0
@@ -90,12 +91,15 @@ def test_demo_writes_a_page_of_its_own(tmp_path, capsys):
         (["table1", "--updates", "10"], "updates must be at least 50, got 10"),
         (["table1", "--group-size", "1"], "group_size must be at least 2, got 1"),
         (["theorem", "--groups", "0"], "groups must be at least 4, got 0"),
+        (["theorem", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["train", "--env-arg", "n=1.5"], "n must be a whole number from 0 to 3, below depth, got 1.5"),
+        (["train", "--env-arg", "depth=70"], "depth must be a whole number from 1 to 30, got 70"),
         (["theorem", "--threads", "0"], "--threads must be at least 1, got 0"),
-        (["overlap", "--group-sizes", "1"], "group_size must be at least 2, got 1"),
+        (["overlap", "--group-sizes", "1"], "group_size must be a whole number of at least 2, got 1"),
         (["train", "--env-id", "NoSuchTask-v0"], "env 'NoSuchTask-v0' can't be made"),
-        (["train", "--env-id", "CartPole-v1"], "must have a observation_space Discrete(n), got Box"),
+        (["train", "--env-id", "CartPole-v1"], "must have Discrete(n) as its observation_space, got Box"),
         (["train", "--env-arg", "depth"], "--env-arg must be NAME=VALUE, got 'depth'"),
-        (["train", "--env-arg", "depth=0"], "depth must be at least 1, got 0"),
+        (["train", "--env-arg", "depth=0"], "depth must be a whole number from 1 to 30, got 0"),
         (["train", "--epsilon", "0"], "epsilon must be above 0, or None for no clipping, got 0.0"),
     ],
 )
@@ -191,21 +195,64 @@ def test_ctrl_c_between_cases_keeps_those_that_were_finished(tmp_path, monkeypat
     assert "random groups, mlp" in capsys.readouterr().out
 
 
-def test_ctrl_c_in_table1_keeps_whole_chunks(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "interrupted_call", "seeds", "rates"),
+    [
+        (["--seeds", "30"], 5, [20], [20.0]),  # in the third chunk of 10 seeds
+        (["--seeds", "10", "--lr", "5", "20"], 3, [10], [5.0]),  # in the second learning rate
+        (["--seeds", "10", "--controls"], 6, [10], [20.0]),  # in the second control
+    ],
+)
+def test_ctrl_c_in_table1_keeps_what_is_whole(options, interrupted_call, seeds, rates, tmp_path, monkeypatch, capsys):
     original, calls = minigrpo.experiments.train_trap, []
 
-    def interrupted(*arguments, **options):
+    def interrupted(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == interrupted_call:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(minigrpo.experiments, "train_trap", interrupted)
+    assert main(["table1", "--updates", "50", *options, "--json", str(tmp_path / "table1.json")]) == 130
+    assert len(calls) == interrupted_call  # nothing was begun after it
+    result = json.loads((tmp_path / "table1.json").read_text())
+    assert {row["seeds"] for row in result["rows"]} == set(seeds)
+    assert {row["lr"] for row in result["rows"]} == set(rates)
+    assert {row["seeds"] for row in result["controls"]} <= set(seeds)
+    assert bool(result["controls"]) == ("--controls" in options)
+    assert not result["finished"]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_demo_says_so(tmp_path, monkeypatch, capsys):
+    original, calls = minigrpo.experiments.train_trap, []
+
+    def interrupted(*arguments, **settings):
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(*arguments, **options)
+        return original(*arguments, **settings)
 
     monkeypatch.setattr(minigrpo.experiments, "train_trap", interrupted)
-    assert main(["table1", "--seeds", "60", "--updates", "50", "--json", str(tmp_path / "table1.json")]) == 130
-    result = json.loads((tmp_path / "table1.json").read_text())
-    assert {row["seeds"] for row in result["rows"]} == {30}
-    assert not result["finished"]
-    assert "30 paired seeds" in capsys.readouterr().out
+    assert main(["demo", "--out", str(tmp_path), "--seeds", "12"]) == 130
+    assert "10 of 12 seeds" in capsys.readouterr().err
+    assert "10 paired seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_demo_without_matplotlib(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "minigrpo.demo", None)
+    monkeypatch.setattr("builtins.__import__", _without_matplotlib)
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "matplotlib is missing" in capsys.readouterr().err
+
+
+real_import = __import__
+
+
+def _without_matplotlib(name, *arguments, **options):
+    if name == "minigrpo.demo":
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    return real_import(name, *arguments, **options)
 
 
 def test_version():

@@ -35,28 +35,36 @@ def test_every_block_of_the_results_is_what_its_data_give(make):
 def test_prose_of_the_results_agrees_with_the_data(make):
     """The numbers that the prose of docs/results.md and README.md draws from the tables."""
     table1 = make.result("table1")
-    assert len({row["seeds"] for row in table1["rows"]}) == 1
+    assert {row["seeds"] for row in table1["rows"]} == {100}
     assert min(row["ci_low"] for row in table1["differences"]) > 0
+    found = {
+        objective: [round(row["mean"], 2) for row in table1["rows"] if row["objective"] == objective]
+        for objective in ("grpo", "lambda_grpo")
+    }
+    assert (min(found["lambda_grpo"]), max(found["lambda_grpo"])) == (0.89, 0.97)
+    assert (min(found["grpo"]), max(found["grpo"])) == (0.48, 0.60)
 
-    def mean(control, objective, lr):
-        kept = [
-            r["mean"]
-            for r in table1["controls"]
-            if (r["control"], r["lr"]) == (control, lr) and r.get("objective") == objective
-        ]
-        assert len(kept) == 6
-        return round(sum(kept) / 6, 2)
+    pooled = [row for row in table1["controls"] if row["r_neg"] is None]
+    sweep = [row for row in pooled if row["control"] == "learning rates"]
 
-    rates = {row["lr"] for row in table1["controls"] if row["control"] == "learning-rate sweep"}
-    for objective, best in (("grpo", 0.74), ("lambda_grpo", 1.00)):
-        sweep = {lr: mean("learning-rate sweep", objective, lr) for lr in rates}
-        assert max(sweep.values()) == sweep[5.0] == pytest.approx(best)
-    adam = {lr: (mean("tabular, adam", "grpo", lr), mean("tabular, adam", "lambda_grpo", lr)) for lr in (0.03, 0.1)}
-    assert set(adam.values()) == {(0.97, 0.98)}
-    differences = [row for row in table1["controls"] if "difference" in row]
-    assert not [row for row in differences if row["ci_high"] < 0]  # GRPO leads nowhere
+    def best(n, objective):
+        return max((round(r["mean"], 2), r["lr"]) for r in sweep if r["n"] == n and r.get("objective") == objective)[0]
+
+    assert [best(n, o) for n in (1, 2) for o in ("grpo", "lambda_grpo")] == [0.63, 0.99, 0.92, 1.00]
+    gap = {(r["n"], r["lr"]): r for r in sweep if r.get("difference") == "lambda_grpo − grpo"}
+    assert all(row["ci_low"] > 0 for (n, _), row in gap.items() if n == 1)
+    assert gap[2, 1.0]["ci_low"] < 0 < gap[2, 1.0]["ci_high"]
+    assert gap[2, 0.5]["ci_high"] < 0  # GRPO leads
+    matched = {(r["n"], r["lr"]): r["ci_low"] > 0 for r in sweep if r.get("difference") == "grpo_matched − grpo"}
+    assert {key for key, helps in matched.items() if helps} == {(1, 50.0), (1, 100.0), (2, 20.0), (2, 50.0), (2, 100.0)}
+    adam = {(r["n"], r["lr"]): r["mean"] for r in pooled if r["control"] == "tabular, adam" and "difference" in r}
+    assert all(round(abs(adam[n, lr]), 2) <= 0.01 for n in (1, 2) for lr in (0.03, 0.1))
     for name in ("table1_transformer_adam", "table1_mlp_adam"):
         assert min(row["mean"] for row in make.result(name)["differences"]) > 0
+    clear = {0.0003: 0, 0.001: 0, 0.003: 0}
+    for row in make.result("table1_transformer_adam")["differences"]:
+        clear[row["lr"]] += row["ci_low"] > 0
+    assert clear[0.0003] == clear[0.001] == 6 > clear[0.003]
 
 
 def test_committed_theorem_holds(make):

@@ -13,6 +13,7 @@ from minigrpo.envs import PathTreeEnv
 from minigrpo.experiments import (
     COMPARED,
     LEARNING_RATES,
+    MATCHED,
     PAPER_TABLE1,
     TrapConfig,
     overlap,
@@ -92,27 +93,23 @@ def test_chunks_and_single_runs_give_the_same():
     assert torch.equal(whole["grpo"][:, 3:4], alone)
 
 
-def test_matched_norm_takes_steps_of_the_other_length():
-    """After one update from the uniform policy the weights have moved as far as λ-GRPO's, in GRPO's direction."""
-    moved = {}
-    for name, objective, match in (("λ", "lambda_grpo", False), ("plain", "grpo", False), ("matched", "grpo", True)):
-        config = TrapConfig(updates=1, match_norm=match)
-        gradients = []
-        original = torch.optim.SGD.step
+def test_matched_takes_updates_of_the_other_length(monkeypatch):
+    """From the uniform policy the first update is as long as λ-GRPO's, in GRPO's direction."""
+    original, moved = torch.optim.SGD.step, {}
+    for objective in ("lambda_grpo", "grpo", MATCHED):
 
-        def step(self, *args, seen=gradients, original=original):
-            seen.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
+        def step(self, *args, objective=objective):
+            moved[objective] = self.param_groups[0]["params"][0].grad.clone().flatten()
             return original(self, *args)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim.SGD, "step", step)
-            train_trap(config, objective, [0], cells=((1, -0.5),))
-        moved[name] = gradients[0].flatten()
-    assert moved["matched"].norm() == pytest.approx(moved["λ"].norm().item(), rel=1e-12)
-    assert moved["matched"].norm() < 0.9 * moved["plain"].norm()
-    torch.testing.assert_close(
-        moved["matched"] / moved["matched"].norm(), moved["plain"] / moved["plain"].norm(), rtol=1e-12, atol=0
-    )
+        monkeypatch.setattr(torch.optim.SGD, "step", step)
+        train_trap(TrapConfig(updates=1), objective, [0], cells=((1, -0.5),))
+    norm = {objective: gradient.norm().item() for objective, gradient in moved.items()}
+    assert norm[MATCHED] == pytest.approx(norm["lambda_grpo"], rel=1e-12)
+    assert norm[MATCHED] < 0.9 * norm["grpo"]
+    unit = {objective: gradient / norm[objective] for objective, gradient in moved.items()}
+    torch.testing.assert_close(unit[MATCHED], unit["grpo"], rtol=1e-12, atol=0)
+    assert (unit["lambda_grpo"] - unit["grpo"]).norm() > 0.1
 
 
 def test_rows_by_hand():
@@ -160,12 +157,52 @@ def test_the_paper_s_direction_in_all_six_cells():
 
 
 def test_controls():
-    controls = list(table1_controls(dataclasses.replace(QUICK, updates=50), seeds=2, progress=False))
-    names = list(dict.fromkeys(row["control"] for row in controls))
-    assert names == ["learning-rate sweep", "matched norm", "tabular, adam"]
-    assert len(controls) == (6 + 1 + 5) * 18
-    assert {row["optimizer"] for row in controls if row["control"] == "tabular, adam"} == {"adam"}
-    assert len({row["lr"] for row in controls if row["control"] == "learning-rate sweep"}) == 6
+    config = TrapConfig("mlp", "sgd", 0.3, updates=50)
+    controls = list(table1_controls(config, seeds=2, progress=False))
+    sweep = [row for row in controls if row["control"] == "learning rates"]
+    adam = [row for row in controls if row["control"] == "tabular, adam"]
+    assert len(sweep) + len(adam) == len(controls)
+    assert len(sweep) == 8 * (6 + 2) * (3 + 2)  # rates, cells and pools, objectives and differences
+    assert len(adam) == 5 * (6 + 2) * (2 + 1)
+    assert {(row["policy"], row["optimizer"]) for row in sweep} == {("mlp", "sgd")}
+    assert {(row["policy"], row["optimizer"]) for row in adam} == {("tabular", "adam")}
+    assert sorted({row["lr"] for row in sweep}) == pytest.approx([0.3 * factor for factor in experiments.SWEEP])
+    assert {row["lr"] for row in adam} == set(experiments.ADAM_SWEEP)
+    means = {}
+    for row in sweep:
+        if "objective" in row:
+            key = (row["lr"], row["n"], row["r_neg"] is None, row["objective"])
+            means.setdefault(key, []).append(row["mean"])
+    for (lr, n, pooled, objective), mean in means.items():
+        if pooled:
+            assert mean == pytest.approx([sum(means[lr, n, False, objective]) / 3])
+    curves = [[v for key, v in means.items() if key[-1] == o] for o in ("grpo", MATCHED, "lambda_grpo")]
+    assert curves[0] != curves[1] != curves[2]  # matched GRPO is not another under a new name
+
+
+def test_pooled_intervals_are_over_seeds():
+    """Three cells that agree say no more than one: pooling them leaves the interval of one."""
+    cell = torch.rand(1, 12, 60, generator=torch.Generator().manual_seed(0)).expand(6, -1, -1)
+    (one, *_), _ = trap_rows({"grpo": cell}, QUICK)
+    (pooled, *_), _ = trap_rows(experiments.pool({"grpo": cell}), QUICK, experiments.POOLED)
+    assert one["ci_high"] - one["ci_low"] > 0
+    for key in ("mean", "ci_low", "ci_high"):
+        assert pooled[key] == pytest.approx(one[key])
+
+
+def test_an_interrupt_in_a_control_ends_the_controls(monkeypatch):
+    calls, original = itertools.count(), experiments.train_trap
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == 7:  # the first chunk of 10 seeds takes 3 calls, the second 3, the third is cut
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(experiments, "train_trap", interrupted)
+    controls = table1_controls(dataclasses.replace(QUICK, updates=50), seeds=30, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        next(controls)
+    assert next(calls) == 8
 
 
 def test_an_interrupt_keeps_the_seeds_that_were_finished(monkeypatch):
@@ -203,16 +240,26 @@ def test_bad_settings(changes, seeds, message):
 
 
 def test_unknown_objective():
-    with pytest.raises(ValueError, match="objective must be one of grpo, lambda_grpo, prm, got 'dpo'"):
+    with pytest.raises(ValueError, match="objective must be one of grpo, grpo_matched, lambda_grpo, prm, got 'dpo'"):
         train_trap(QUICK, "dpo", [0])
 
 
 def test_overlap_rises_as_entropy_falls():
     """The paper's Experiment 1 at toy scale: more of a completion is shared once the policy is sure."""
     config = Config(env_id="FrozenLake-v1", env_kwargs={"is_slippery": False}, groups=2, updates=120)
-    rows = list(overlap(config, group_sizes=(6, 16), progress=False))
-    assert [row["group_size"] for row in rows] == [6] * 120 + [16] * 120
-    late = [row for row in rows if row["group_size"] == 16]
-    mean = {key: [np.mean([r[key] for r in part]) for part in (late[:20], late[-20:])] for key in late[0]}
-    assert mean["entropy"][1] < mean["entropy"][0] - 0.3
-    assert mean["intermediate_proportion"][1] > mean["intermediate_proportion"][0] + 0.1
+    rows = list(overlap({"lake": config}, group_sizes=(6, 16), progress=False))
+    assert [(row["task"], row["group_size"]) for row in rows] == [("lake", 6)] * 120 + [("lake", 16)] * 120
+    late = rows[120:]
+    entropy, proportion = (
+        [np.mean([row[key] for row in part]) for part in (late[:20], late[-20:])]
+        for key in ("entropy", "intermediate_proportion")
+    )
+    assert entropy[1] < entropy[0] - 0.3
+    assert proportion[1] > proportion[0] + 0.1
+
+
+def test_identical_completions_share_nothing_intermediate():
+    """Where a policy has become deterministic the proportion is 0 and the step size G: the chain in docs/results.md."""
+    ids, mask = torch.tensor([[1, 2, 3]] * 4), torch.ones(4, 3, dtype=torch.bool)
+    assert not minigrpo.intermediate_proportion(ids, mask).any()
+    assert (minigrpo.step_sizes(ids, mask) == 4).all()

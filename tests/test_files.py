@@ -83,3 +83,16 @@ def test_check_writable_leaves_files_alone(tmp_path):
     check_writable(str(path))
     assert path.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["a", "result.json"]
+
+
+def test_a_link_is_followed_and_a_device_refused(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_json(tmp_path / "link.json", [1])
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text()) == [1]
+    os.mkfifo(tmp_path / "pipe")
+    for refuse in (check_writable, lambda path: write_json(path, [1])):
+        with pytest.raises(OSError, match="pipe is no regular file: name another"):
+            refuse(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()

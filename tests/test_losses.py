@@ -310,3 +310,34 @@ def test_seq_mean_of_no_token():
 
 def test_names():
     assert (OBJECTIVES["grpo"], OBJECTIVES["prm"], OBJECTIVES["lambda_grpo"]) == (grpo, prm, lambda_grpo)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: token_logps(torch.zeros(2, 3, 4), torch.full((2, 3), -100)), ValueError, "0 to V − 1 .3.*got -100 to"),
+        (lambda: token_logps(torch.zeros(2, 3, 4), torch.full((2, 3), 4)), ValueError, "0 to V − 1 .3.*got 4 to 4"),
+        (
+            lambda: kl_k3(torch.zeros(4, 4), torch.zeros(4)),
+            ValueError,
+            r"ref_logps must have shape \(4, 4\), got \(4,\)",
+        ),
+        (lambda: kl_k3(torch.zeros(4), torch.zeros(4).long()), TypeError, "ref_logps must have a float dtype"),
+        (
+            lambda: clipped_surrogate(torch.zeros(4, 4), torch.zeros(4, 4), torch.zeros(4)),
+            ValueError,
+            r"advantages must have shape \(4, 4\), got \(4,\)",
+        ),
+        (lambda: loss_with(epsilon="0.1"), TypeError, "epsilon must be a number, got '0.1'"),
+        (lambda: loss_with(epsilon=(0.2, 0.3)), TypeError, r"epsilon must be a number, got \(0.2, 0.3\)"),
+        (lambda: loss_with(num_tokens=torch.tensor([2, 3])), TypeError, "num_tokens must be a number, got tensor"),
+    ],
+)
+def test_what_the_parts_refuse(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def loss_with(**options):
+    zeros = torch.zeros(2, 2)
+    return policy_loss(zeros, zeros, zeros, zeros, torch.ones(2, 2, dtype=torch.bool), **options)

@@ -339,12 +339,12 @@ gym.register("tests/OddSpaces-v0", entry_point=OddSpaces)
         ("no_such_namespace/PathTree-v0", {}, "can't be made"),
         ("PathTree", {}, "can't be made"),
         (TREE, {"height": 3}, "can't be made.*height"),
-        ("CartPole-v1", {}, r"must have a observation_space Discrete\(n\), got Box"),
-        ("Blackjack-v1", {}, r"must have a observation_space Discrete\(n\), got Tuple"),
+        ("CartPole-v1", {}, r"must have Discrete\(n\) as its observation_space, got Box"),
+        ("Blackjack-v1", {}, r"must have Discrete\(n\) as its observation_space, got Tuple"),
         (LAKE, {"map_name": "9x9"}, "can't be made.*KeyError"),
         ("no_such_module:PathTree-v0", {}, "can't be made.*ModuleNotFoundError"),
         *(
-            ("tests/OddSpaces-v0", {"space": space, "value": value}, rf"must have a {space} Discrete\(n\), got ")
+            ("tests/OddSpaces-v0", {"space": space, "value": value}, rf"must have Discrete\(n\) as its {space}, got ")
             for space in ("observation_space", "action_space")
             for value in (gym.spaces.Discrete(2, start=1), gym.spaces.MultiDiscrete([2, 2]))
         ),
@@ -361,3 +361,21 @@ def test_make_envs_makes_separate_copies():
     assert all((env.unwrapped.depth, env.unwrapped.r_neg) == (2, -7.0) for env in envs)
     with pytest.raises(ValueError, match="^r_neg must be finite"):
         make_envs(TREE, 2, r_neg=math.inf)
+
+
+def test_each_env_has_a_random_stream_of_its_own():
+    envs = make_envs(LAKE, 64, is_slippery=True)
+    policy = make_policy("tabular", 16, 4)
+    sample_group(envs, policy, generator=torch.Generator().manual_seed(0))
+    states = {str(env.unwrapped.np_random.bit_generator.seed_seq.entropy) for env in envs}
+    assert len(states) == 64
+
+
+def test_an_episode_that_does_not_end_is_cut():
+    envs = make_envs("CliffWalking-v1", 2)  # no time limit
+    policy = make_policy("tabular", 48, 4)
+    with torch.no_grad():
+        policy.logits[:, 0] = 50.0  # up, for ever
+    group = sample_group(envs, policy, generator=torch.Generator().manual_seed(0), max_tokens=30)
+    assert group.completion_mask.shape == (2, 30)
+    assert group.completion_mask.all()

@@ -33,8 +33,8 @@ def test_every_task_and_policy_has_a_case(rows):
     for policy in POLICIES:
         for task in ("random groups", "PathTree", "ArithmeticChain", "FrozenLake"):
             assert f"{task}, {policy}" in names
-        assert f"slippery FrozenLake by state and action, {policy}" in names
-        assert f"broken: slippery FrozenLake by action, {policy}" in names
+        assert f"slippery lake, state and action, {policy}" in names
+        assert f"broken: slippery lake, action alone, {policy}" in names
     assert set(ASSUMPTIONS) <= set(names)
     assert len(set(names)) == len(names)
 

@@ -372,7 +372,8 @@ def test_an_exploding_run_stops_and_keeps_its_rows(tmp_path, monkeypatch):
 
     monkeypatch.setattr(minigrpo.trainer, "policy_loss", exploding)
     with pytest.raises(
-        ValueError, match=r"^learning_rate 5 broke the run at update 3: no longer finite: loss, grad_norm, logits$"
+        ValueError,
+        match=r"^learning_rate 5 broke the run at update 3: loss, grad_norm, logits no longer finite; lower it$",
     ):
         run(out=tmp_path, updates=5)
     assert read_lines(tmp_path) == full.rows[:3]
