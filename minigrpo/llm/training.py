@@ -29,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from minigrpo import __version__
 from minigrpo.files import write_bytes, write_json, write_text
 from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
 from minigrpo.llm.models import load_model
@@ -353,7 +354,8 @@ def manifest(settings: Settings, source: str, note: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_revision": revision.stdout.strip() or None,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "datasets", "minigrpo")},
+        | {"minigrpo": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "datasets")},
     }
 
 
