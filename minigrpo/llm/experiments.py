@@ -27,7 +27,7 @@ TOLERANCE = 1e-5  # relative, in float32
 def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, ProcessTree]:
     """Sample one group whose rewards differ, and compare the gradients of the objectives on every weight.
 
-        gap = ‖∇L_GRPO − ∇L‖ / max(‖∇L_GRPO‖, 1e-3)
+        loss_gap = |L_GRPO − L| / max(‖∇L_GRPO‖, 1e-3);   grad_gap = ‖∇L_GRPO − ∇L‖ / max(‖∇L_GRPO‖, 1e-3)
 
     Args: settings: model, task, group size and sampling are used; tries: groups sampled until one has rewards that
         differ (a group of equal rewards has no gradient).
@@ -70,10 +70,11 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
 
 def _compared(case: str, loss: float, gradient: Tensor, other_loss: float, other: Tensor) -> dict:
     """A row of the theorem."""
+    unit = gradient.norm().clamp(min=1e-3)
     return {
         "case": case,
-        "loss_gap": abs(loss - other_loss) / max(abs(loss), 1e-3),
-        "grad_gap": ((gradient - other).norm() / gradient.norm().clamp(min=1e-3)).item(),
+        "loss_gap": abs(loss - other_loss) / unit.item(),
+        "grad_gap": ((gradient - other).norm() / unit).item(),
         "grad_norm": gradient.norm().item(),
     }
 

@@ -152,8 +152,8 @@ def check_sampling(
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
     if prompt_tokens + max_new_tokens > context:
         raise ValueError(
-            f"prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} must fit into the model's context of "
-            f"{context}: shorten the prompt or max_new_tokens"
+            f"prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} must fit into the model's context "
+            f"of {context}: shorten the prompt or max_new_tokens"
         )
 
 

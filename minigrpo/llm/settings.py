@@ -30,7 +30,7 @@ class Settings:
     max_new_tokens: int = setting(24, "T at most")
     temperature: float = setting(1.0, "of the policy, in sampling and in the loss")
     top_p: float = setting(1.0, "of sampling")
-    learning_rate: float = setting(1e-3, "AdamW's, constant")
+    learning_rate: float = setting(1e-4, "AdamW's, constant")
     max_grad_norm: float = setting(1.0, "longer gradients are scaled down to it")
     iterations: int = setting(1, "μ, optimiser steps on one sampled batch")
     epsilon: float | None = setting(None, "clip range of the ratio; None: no clip")

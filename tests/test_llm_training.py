@@ -1,0 +1,300 @@
+"""A run on a language model: the gradient, the files, and how it goes on after an interrupt."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigrpo.llm import training
+from minigrpo.llm.evaluation import encode_prompts, evaluate, pass_at_k, wilson
+from minigrpo.llm.experiments import overlap, read_metrics, summary, theorem
+from minigrpo.llm.models import load_model
+from minigrpo.llm.sampling import completion_logps, sample_completions
+from minigrpo.llm.settings import PRESETS, Settings
+from minigrpo.llm.tasks import load_task
+from minigrpo.llm.training import descend, prepare, reference_of, train
+from minigrpo.losses import policy_loss
+from minigrpo.objectives import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = Settings(
+    updates=6, prompts=2, group_size=4, max_new_tokens=10, eval_size=20, eval_every=3, save_every=2, train_size=50
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """A group of each of three problems, sampled by tiny, with rewards that differ."""
+    loaded = load_model("tiny")
+    task = load_task("arithmetic", train_size=3, heldout_size=3)
+    samples = sample_completions(
+        loaded.model,
+        encode_prompts(loaded.tokenizer, task.train["prompt"], None),
+        group_size=4,
+        max_new_tokens=12,
+        temperature=2.0,  # so that completions differ: the gradient of equal ones cancels
+        eos_id=loaded.tokenizer.eos_token_id,
+        pad_id=loaded.tokenizer.pad_token_id,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return samples, torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
+
+
+def gradient_of(settings, batch, micro_batch):
+    samples, rewards = batch
+    torch.manual_seed(0)
+    model = prepare(load_model("tiny").model, settings)
+    reference = reference_of(model, settings)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        for weight in weights:  # away from the reference and from the sampling policy
+            weight.add_(0.003 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+    optimizer = torch.optim.SGD(weights, lr=0.0)
+    tensors = OBJECTIVES[settings.objective](rewards, samples.completion_ids, samples.completion_mask)
+    learned, fitted = descend(model, reference, optimizer, samples, tensors, settings, micro_batch)
+    return torch.cat([weight.grad.flatten() for weight in weights]), learned, fitted
+
+
+BIG = {"max_grad_norm": 1e9, "temperature": 2.0}  # no scaling, so that gradients can be compared
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(**BIG),
+        Settings(objective="lambda_grpo", beta=0.04, epsilon=0.2, **BIG),
+        Settings(objective="prm", aggregation="seq-mean", **BIG),
+        Settings(lora_rank=4, beta=0.1, **BIG),
+    ],
+    ids=lambda s: f"{s.objective}-{s.aggregation}-beta{s.beta}-lora{s.lora_rank}",
+)
+def test_accumulated_gradient_is_the_whole_batch_s(settings, batch):
+    whole, learned, _ = gradient_of(settings, batch, 64)
+    assert whole.norm() > 1e-3
+    for micro_batch in (1, 5):
+        parts, other, _ = gradient_of(settings, batch, micro_batch)
+        assert (parts - whole).norm() / whole.norm() < 1e-5
+        assert other["loss"] == pytest.approx(learned["loss"], rel=1e-4)
+    assert ("kl" in learned) == (settings.beta > 0)
+    if settings.beta > 0:
+        assert learned["kl"] > 0
+
+
+def test_gradient_is_that_of_the_loss(batch):
+    """Against one plain forward pass, without micro-batches or this module's helpers."""
+    samples, rewards = batch
+    settings = Settings(objective="lambda_grpo", **BIG)
+    ours, _, _ = gradient_of(settings, batch, 5)
+    model = load_model("tiny").model
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.003 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+    logps = completion_logps(model, samples, slice(None), temperature=2.0).view_as(samples.old_logps)
+    tensors = OBJECTIVES["lambda_grpo"](rewards, samples.completion_ids, samples.completion_mask)
+    policy_loss(logps, samples.old_logps, *tensors, samples.completion_mask).backward()
+    plain = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    assert (ours - plain).norm() / plain.norm() < 1e-5
+
+
+def test_out_of_memory_halves_the_micro_batch(batch, monkeypatch, capsys):
+    whole, _, _ = gradient_of(Settings(**BIG), batch, 12)
+    original = training.completion_logps
+
+    def small(model, samples, rows, **options):
+        if rows.stop - rows.start > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return original(model, samples, rows, **options)
+
+    monkeypatch.setattr(training, "completion_logps", small)
+    parts, _, fitted = gradient_of(Settings(**BIG), batch, 12)
+    assert fitted == 3
+    assert (parts - whole).norm() / whole.norm() < 1e-5
+    assert "going on with micro_batch 3" in capsys.readouterr().out
+
+
+def test_gradient_checkpointing_changes_nothing(batch):
+    plain, _, _ = gradient_of(Settings(**BIG), batch, 12)
+    saved, _, _ = gradient_of(Settings(gradient_checkpointing=True, **BIG), batch, 12)
+    assert (plain - saved).norm() / plain.norm() < 1e-6
+
+
+def test_run_leaves_its_files(tmp_path):
+    assert train(QUICK, tmp_path, progress=False)
+    rows = read_metrics(tmp_path)
+    assert [row["update"] for row in rows] == list(range(7))
+    assert [row["update"] for row in rows if "eval_accuracy" in row] == [0, 3, 6]
+    assert {"reward", "entropy", "length", "zero_variance", "path_depth", "tokens_per_second"} <= set(rows[-1])
+    assert {"loss", "grad_norm", "ratio"} <= set(rows[0])
+    assert "loss" not in rows[-1]  # no update comes after it
+    assert rows[0]["ratio"] == pytest.approx(1, abs=1e-4)
+    groups = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    assert [group["update"] for group in groups] == [0, 3, 6]
+    assert {len(groups[0][key]) for key in ("completions", "completion_ids", "rewards")} == {4}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert Settings(**manifest["settings"]) == QUICK
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert [row["group_size"] for row in overlap(tmp_path)] == [4] * 7
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(QUICK, tmp_path, progress=False)
+
+
+NUMBERS = ("update", "reward", "loss", "grad_norm", "entropy", "length", "eval_accuracy", "kl", "ratio")
+
+
+def numbers(run):
+    return [{key: row[key] for key in NUMBERS if key in row} for row in read_metrics(run)]
+
+
+@pytest.mark.parametrize("extra", [{}, {"lora_rank": 4, "lora_dropout": 0.1, "beta": 0.02}], ids=["full", "lora"])
+def test_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, extra):
+    settings = dataclasses.replace(QUICK, **extra)
+    assert train(settings, tmp_path / "whole", progress=False)
+    original, calls = training.descend, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:  # in update 3, after the checkpoint of update 2
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "descend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "broken", progress=False)
+    monkeypatch.undo()
+    assert train(settings, tmp_path / "broken", resume=True, progress=False)
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+    assert (tmp_path / "broken" / "rollouts.jsonl").read_text() == (tmp_path / "whole" / "rollouts.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
+    command = [sys.executable, "-m", "minigrpo", "llm", "train", "--updates", "5000", "--eval-size", "10"]
+    options = ["--prompts", "2", "--group-size", "2", "--eval-every", "5000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        end = time.monotonic() + 90
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end, "no metrics"
+            time.sleep(0.2)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "--resume" in errors
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: None, "was made with other settings: learning_rate 0.0001, not 0.5"),
+        (lambda run: (run / "manifest.json").unlink(), "holds no run to resume"),
+    ],
+)
+def test_resume_refuses_another_run(tmp_path, change, words):
+    train(dataclasses.replace(QUICK, updates=1, learning_rate=1e-4), tmp_path, progress=False)
+    change(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        train(dataclasses.replace(QUICK, updates=1, learning_rate=0.5), tmp_path, resume=True, progress=False)
+
+
+def test_resume_refuses_a_checkpoint_that_was_cut(tmp_path):
+    settings = dataclasses.replace(QUICK, updates=1)
+    train(settings, tmp_path, progress=False)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="can't be read, it may be cut short"):
+        train(settings, tmp_path, resume=True, progress=False)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    original = training._accumulate
+    monkeypatch.setattr(training, "_accumulate", lambda *a: original(*a) | {"loss": float("nan")})
+    with pytest.raises(ValueError, match=r"learning_rate 0\.0001 broke the run: loss nan"):
+        train(dataclasses.replace(QUICK, learning_rate=1e-4), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"zero_variance": 1.0}, "every group had equal rewards, so the loss is exactly 0"),
+        ({"entropy": 0.001}, "the entropy is gone"),
+        ({"capped": 0.95}, r"end at max_new_tokens \(24\)"),
+    ],
+)
+def test_warnings_in_plain_words(row, words):
+    fine = {"zero_variance": 0.5, "entropy": 1.0, "capped": 0.0}
+    assert training.warnings_of([fine] * 10, Settings()) == []
+    assert training.warnings_of([fine | row] * 4, Settings()) == []
+    (warning,) = training.warnings_of([fine] * 3 + [fine | row] * 5, Settings())
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(warning)
+
+
+def test_presets_are_settings_with_their_needs():
+    for preset in PRESETS.values():
+        assert isinstance(preset.settings, Settings)
+        assert "memory" in preset.needs
+        assert "minutes" in preset.needs
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group_size": 1}, "group_size must be at least 2, got 1"),
+        ({"objective": "dpo"}, "objective must be one of grpo, lambda_grpo, prm, got 'dpo'"),
+        ({"dtype": "int8"}, "dtype must be one of bfloat16, float32, got 'int8'"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+        ({"beta": -1.0}, "beta must be 0 or above, got -1.0"),
+    ],
+)
+def test_bad_settings(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Settings(**changes)
+
+
+def test_theorem_on_tiny():
+    rows, other, tree = theorem(dataclasses.replace(QUICK, group_size=8))
+    assert rows[0]["grad_norm"] > 1e-3
+    assert max(rows[0]["loss_gap"], rows[0]["grad_gap"]) < 1e-5
+    assert other["grad_gap"] > 1e-2
+    assert "mean reward" in str(tree)
+
+
+def test_evaluation_counts():
+    loaded = load_model("tiny")
+    task = load_task("arithmetic", train_size=10, heldout_size=60)
+    greedy = evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=12, batch=7)
+    again = evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=12, batch=60)
+    assert greedy == again
+    assert greedy["problems"] == 60
+    assert greedy["ci_low"] < greedy["accuracy"] < greedy["ci_high"]
+    sampled = evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=12, samples=4, temperature=1.0)
+    assert sampled["pass@1"] == pytest.approx(sampled["accuracy"])
+    assert sampled["pass@1"] <= sampled["pass@2"] <= sampled["pass@4"]
+
+
+def test_pass_at_k_and_wilson_by_hand():
+    assert pass_at_k(4, 1, 2) == pytest.approx(1 - 3 / 6)
+    assert pass_at_k(4, 0, 4) == 0
+    assert pass_at_k(4, 3, 2) == 1
+    low, high = wilson(5, 10)
+    assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    assert wilson(0, 10)[0] == pytest.approx(0)
+
+
+def test_summary_by_hand():
+    rows = [{"update": u, "eval_accuracy": a} for u, a in ((0, 0.5), (10, 0.8), (20, 0.96), (30, 1.0), (40, 0.9))]
+    assert summary(rows) == {"first": 0.5, "best": 1.0, "last": 0.9, "updates_to_90": 20}
