@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}", type=kind, default=getattr(default, name.replace("-", "_")), help=text)
     sub.add_argument("--out", type=Path, help="folder of config.json and metrics.jsonl")
 
-    commands.add_parser("llm", help="the same on language models: llm train | eval | theorem | overlap")
+    commands.add_parser("llm", help="on language models: llm train | eval | theorem | overlap | compare | plot")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`python -m minigrpo llm train | eval | compare | overlap | theorem | plot`."""
+"""`python -m minigrpo llm train | eval | theorem | overlap | compare | plot`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from minigrpo.files import check_writable, write_json
 from minigrpo.llm.settings import PRESETS, Settings
+from minigrpo.objectives import OBJECTIVES
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,19 +48,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("eval", _eval, "accuracy on held-out problems, greedy or pass@k")
     _add_settings(sub, only=("model", "task", "max_new_tokens", "eval_size", "train_size", "device", "seed"))
-    sub.add_argument("--run-folder", type=Path, help="evaluate the checkpoint of this run, with its settings")
     sub.add_argument("--samples", type=int, default=1, help="completions a problem (default 1)")
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default 0)")
+    sub.add_argument("--temperature", dest="heat", type=float, default=0.0, help="0 is greedy (default 0)")
 
     sub = command("theorem", _theorem, "grpo and prm give one gradient on the whole model, on its own samples")
     _add_settings(sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed"))
 
     sub = command("overlap", _overlap, "how much the groups of a run shared as it trained")
     sub.add_argument("run_folder", type=Path, help="a run's folder")
+
+    sub = command("compare", _compare, "train objectives with paired seeds; finished runs are skipped")
+    _add_settings(sub, without=("objective", "learning_rate", "seed"))
+    sub.add_argument("--out", type=Path, required=True, help="the folder of the runs' folders")
+    sub.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["grpo", "lambda_grpo"], help="to compare")
+    sub.add_argument("--learning-rates", type=float, nargs="+", help="each with every objective; default: the preset's")
+    sub.add_argument("--seeds", type=int, default=5, help="paired seeds (default 5)")
+
+    sub = command("plot", _plot, "draw reward and accuracy of runs from their metrics.jsonl")
+    sub.add_argument("run_folders", type=Path, nargs="+", help="runs' folders")
+    sub.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> None:
+def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
     """An option for each setting; those that are not given come from the preset."""
     presets = "; ".join(f"{name}: {preset.needs}" for name, preset in PRESETS.items())
     parser.add_argument(
@@ -67,7 +78,7 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = ()) -> 
     )
     kinds = get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
-        if only and field.name not in only:
+        if (only and field.name not in only) or field.name in without:
             continue
         option, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if kinds[field.name] is bool:
@@ -120,7 +131,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         task,
         max_new_tokens=settings.max_new_tokens,
         samples=arguments.samples,
-        temperature=arguments.temperature,
+        temperature=arguments.heat,
         seed=settings.seed,
     )
     print(
@@ -163,4 +174,47 @@ def _overlap(arguments: argparse.Namespace) -> int:
     print(overlap_text(rows))
     if arguments.json:
         write_json(arguments.json, {"rows": rows})
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.experiments import compare
+    from minigrpo.text import text_table
+
+    settings = _settings(arguments)
+    rates = arguments.learning_rates or [settings.learning_rate]
+    runs: list[dict] = []
+    finished = False
+    try:
+        for run in compare(
+            settings,
+            arguments.out,
+            objectives=arguments.objectives,
+            seeds=arguments.seeds,
+            learning_rates=rates,
+            progress=_progress(arguments),
+        ):
+            runs.append(run)
+        finished = True
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+    header = ("objective", "learning rate", "seed", "first", "best", "last", "updates to 90%")
+    lines = [
+        (run["objective"], f"{run['learning_rate']:g}", f"{run['seed']}")
+        + tuple(f"{run[name]:.3f}" for name in ("first", "best", "last"))
+        + (f"{run['updates_to_90']}",)
+        for run in runs
+    ]
+    print(text_table(header, lines))
+    if arguments.json:
+        write_json(arguments.json, {"rows": runs, "finished": finished})
+    return 0 if finished else 130
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.plots import plot_runs
+    from minigrpo.report import save
+
+    print(save(plot_runs(arguments.run_folders), arguments.out))
     return 0

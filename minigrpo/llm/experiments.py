@@ -103,8 +103,9 @@ def read_metrics(run: str | Path) -> list[dict]:
 def overlap(run: str | Path) -> list[dict]:
     """How much the groups of a run shared, update by update: the paper's Experiment 1 at our scale."""
     kept = ("update", "reward", "entropy", "path_depth", "intermediate_proportion", "step_size")
-    group_size = json.loads((Path(run) / "manifest.json").read_text(encoding="utf-8"))["settings"]["group_size"]
-    return [{"group_size": group_size} | {name: row[name] for name in kept} for row in read_metrics(run)]
+    settings = json.loads((Path(run) / "manifest.json").read_text(encoding="utf-8"))["settings"]
+    same = {"task": settings["task"], "group_size": settings["group_size"]}
+    return [same | {name: row[name] for name in kept} for row in read_metrics(run)]
 
 
 def compare(
