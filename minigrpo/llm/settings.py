@@ -75,7 +75,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(Settings(), "any laptop: 1 GB of memory, about two minutes on two cores"),
+    "cpu": Preset(Settings(), "any laptop: 1 GB of memory, about a minute on two cores"),
     "laptop": Preset(
         Settings(
             model="smollm2-135m",
@@ -85,11 +85,11 @@ PRESETS = {
             group_size=8,
             max_new_tokens=16,
             learning_rate=1e-5,
-            micro_batch=32,
+            micro_batch=8,
             eval_size=60,
             eval_every=10,
             save_every=10,
         ),
-        "a laptop: 4 GB of memory, about four minutes on two cores once the model is cached",
+        "a laptop: 5 GB of memory, about five minutes on two cores once the model is cached",
     ),
 }

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import platform
 import resource
 import signal
@@ -25,12 +26,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minigrpo import __version__
-from minigrpo.files import write_bytes, write_json, write_text
+from minigrpo.files import write_json, write_text
 from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
 from minigrpo.llm.models import load_model
 from minigrpo.llm.sampling import Samples, completion_logps, sample_completions
@@ -378,7 +379,9 @@ def save_checkpoint(out: Path, update: int, trained: dict[str, Tensor], optimize
     tensors = {f"weight.{name}": weight.detach().contiguous() for name, weight in trained.items()}
     for name, weight in trained.items():
         tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[weight].items()}
-    write_bytes(out / "checkpoint.safetensors", save(tensors, metadata={"update": str(update)}))
+    unfinished = out / ".checkpoint.safetensors"
+    save_file(tensors, unfinished, metadata={"update": str(update)})
+    os.replace(unfinished, out / "checkpoint.safetensors")
 
 
 def load_checkpoint(out: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
