@@ -247,7 +247,7 @@ def test_presets_are_settings_with_their_needs():
     for preset in PRESETS.values():
         assert isinstance(preset.settings, Settings)
         assert "memory" in preset.needs
-        assert "minutes" in preset.needs
+        assert "minute" in preset.needs
 
 
 @pytest.mark.parametrize(
