@@ -12,7 +12,7 @@ from minigrpo.demo import WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap
 from minigrpo.files import write_text
 from minigrpo.report import save
-from minigrpo.text import controls_text, overlap_text, table1_text, theorem_text
+from minigrpo.text import compare_text, controls_text, overlap_text, table1_text, text_table, theorem_text
 from minigrpo.tree import ProcessTree
 from minigrpo.viz import plot_overlap, plot_readme, plot_table1, plot_theorem
 
@@ -35,7 +35,32 @@ def blocks() -> dict[str, str]:
         "transformer": every_rate(result("table1_transformer_adam")),
         "mlp": every_rate(result("table1_mlp_adam")),
         "overlap": overlap_text(result("overlap")["rows"]),
+        "llm_theorem": llm_theorem_text(result("llm_theorem_smollm2")),
+        "llm_compare": compare_text(result("llm_compare_tiny")["rows"]),
+        "llm_laptop": laptop_text(result("llm_laptop")["rows"]),
     }
+
+
+def llm_theorem_text(theorem: dict) -> str:
+    """The gaps on a language model."""
+    header = ("objectives", "loss gap", "gradient gap")
+    rows = (("grpo and prm", theorem["rows"][0]), ("grpo and lambda_grpo", theorem["lambda_grpo"]))
+    return text_table(header, [(name, f"{row['loss_gap']:.1e}", f"{row['grad_gap']:.1e}") for name, row in rows])
+
+
+def laptop_text(rows: list[dict]) -> str:
+    """The evaluations of one run."""
+    header = ("updates", "held-out greedy accuracy (95% Wilson)", "mean reward of the samples")
+    lines = [
+        (
+            f"{row['update']}",
+            f"{row['eval_accuracy']:.2f} [{row['eval_ci_low']:.2f}, {row['eval_ci_high']:.2f}]",
+            f"{row['reward']:.2f}",
+        )
+        for row in rows
+        if "eval_accuracy" in row
+    ]
+    return text_table(header, lines)
 
 
 def every_rate(table1: dict) -> str:

@@ -260,14 +260,14 @@ def trap_rows(
     for c, (n, r_neg) in enumerate(cells):
         cell = {"n": n, "r_neg": r_neg}
         for objective, score in scores.items():
-            rows.append(cell | {"objective": objective} | label | _interval(score[c]))
+            rows.append(cell | {"objective": objective} | label | interval(score[c]))
         for other in others:
             difference = {"difference": f"{other} − {first}"}
-            differences.append(cell | difference | label | _interval(scores[other][c] - scores[first][c]))
+            differences.append(cell | difference | label | interval(scores[other][c] - scores[first][c]))
     return rows, differences
 
 
-def _interval(sample: np.ndarray, resamples: int = 10_000) -> dict[str, float]:
+def interval(sample: np.ndarray, resamples: int = 10_000) -> dict[str, float]:
     """The mean of a value per seed and its 95% percentile bootstrap interval (Efron 1979), from a fixed seed."""
     draws = np.random.default_rng(0).integers(len(sample), size=(resamples, len(sample)))
     low, high = np.quantile(sample[draws].mean(axis=1), [0.025, 0.975])

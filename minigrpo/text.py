@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrpo.experiments import PAPER_TABLE1
+import numpy as np
+
+from minigrpo.experiments import PAPER_TABLE1, interval
 
 TOLERANCE = 1e-12  # what the theorem's gaps in float64 stay below
 
@@ -100,6 +102,39 @@ def controls_text(controls: Sequence[dict]) -> str:
 def _difference(row: dict | None) -> str:
     """A mean with its interval."""
     return f"{row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]" if row else ""
+
+
+def compare_text(rows: Sequence[dict]) -> str:
+    """The rows of `llm compare`, a setting a line: means over seeds, and the paired difference of the last accuracy.
+
+    The difference is to the first objective at its own best learning rate, seed by seed, with its 95% interval.
+    """
+    settings: dict[tuple[str, float], dict[int, dict]] = {}
+    for row in rows:
+        settings.setdefault((row["objective"], row["learning_rate"]), {})[row["seed"]] = row
+
+    def mean(key: tuple[str, float], name: str) -> float:
+        return sum(row[name] for row in settings[key].values()) / len(settings[key])
+
+    first = rows[0]["objective"]
+    base = max((key for key in settings if key[0] == first), key=lambda key: mean(key, "last"))
+    header = (
+        "objective",
+        "learning rate",
+        "seeds",
+        "start",
+        "end",
+        "best",
+        "updates to 90%",
+        f"end − {first} {base[1]:g}",
+    )
+    lines = []
+    for key, runs in sorted(settings.items()):
+        paired = [run["last"] - settings[base][seed]["last"] for seed, run in runs.items() if seed in settings[base]]
+        numbers = (f"{mean(key, name):.3f}" for name in ("first", "last", "best"))
+        compared = "" if key == base else _difference(interval(np.array(paired)))
+        lines.append((key[0], f"{key[1]:g}", f"{len(runs)}", *numbers, f"{mean(key, 'updates_to_90'):.0f}", compared))
+    return text_table(header, lines)
 
 
 def overlap_text(rows: Sequence[dict], bins: int = 5) -> str:

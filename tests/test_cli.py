@@ -156,7 +156,12 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "minigrpo", "train", "--updates", "100000", "--out", str(out), "--json"]
     process = subprocess.Popen(
-        [*command, str(tmp_path / "train.json")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, str(tmp_path / "train.json")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
     try:
         end = time.monotonic() + 60

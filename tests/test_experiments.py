@@ -141,7 +141,7 @@ def test_interval_covers_the_mean_as_often_as_it_says():
         low <= 0.3 <= high
         for low, high in (
             (row["ci_low"], row["ci_high"])
-            for row in (experiments._interval(rng.binomial(1, 0.3, size=50).astype(float), 500) for _ in range(400))
+            for row in (experiments.interval(rng.binomial(1, 0.3, size=50).astype(float), 500) for _ in range(400))
         )
     ]
     assert 0.90 < np.mean(covered) < 0.98

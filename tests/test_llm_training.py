@@ -22,6 +22,7 @@ from minigrpo.llm.tasks import load_task
 from minigrpo.llm.training import descend, prepare, reference_of, train
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
+from minigrpo.text import compare_text
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = Settings(
@@ -298,3 +299,23 @@ def test_pass_at_k_and_wilson_by_hand():
 def test_summary_by_hand():
     rows = [{"update": u, "eval_accuracy": a} for u, a in ((0, 0.5), (10, 0.8), (20, 0.96), (30, 1.0), (40, 0.9))]
     assert summary(rows) == {"first": 0.5, "best": 1.0, "last": 0.9, "updates_to_90": 20}
+
+
+def test_comparison_by_hand():
+    """Two objectives, three seeds: means, and the difference to GRPO at its best learning rate, seed by seed."""
+    rows = [
+        {"objective": o, "learning_rate": lr, "seed": k, "first": 0.5, "best": last, "last": last, "updates_to_90": 10}
+        for o, lr, lasts in (
+            ("grpo", 1e-4, (0.6, 0.7, 0.8)),
+            ("grpo", 2e-4, (0.5, 0.5, 0.5)),
+            ("lambda_grpo", 1e-4, (0.8, 0.9, 1.0)),
+        )
+        for k, last in enumerate(lasts)
+    ]
+    text = compare_text(rows)
+    assert "end − grpo 0.0001" in text
+    found = {tuple(line.split()[:2]): line for line in text.splitlines()}
+    assert "0.700" in found["grpo", "0.0001"]
+    assert "[" not in found["grpo", "0.0001"]
+    assert "-0.20 [" in found["grpo", "0.0002"]
+    assert "+0.20 [+0.20, +0.20]" in found["lambda_grpo", "0.0001"]

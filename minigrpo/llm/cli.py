@@ -179,7 +179,7 @@ def _overlap(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.experiments import compare
-    from minigrpo.text import text_table
+    from minigrpo.text import compare_text
 
     settings = _settings(arguments)
     rates = arguments.learning_rates or [settings.learning_rate]
@@ -199,14 +199,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if not runs:
             raise
-    header = ("objective", "learning rate", "seed", "first", "best", "last", "updates to 90%")
-    lines = [
-        (run["objective"], f"{run['learning_rate']:g}", f"{run['seed']}")
-        + tuple(f"{run[name]:.3f}" for name in ("first", "best", "last"))
-        + (f"{run['updates_to_90']}",)
-        for run in runs
-    ]
-    print(text_table(header, lines))
+    print(compare_text(runs))
     if arguments.json:
         write_json(arguments.json, {"rows": runs, "finished": finished})
     return 0 if finished else 130
