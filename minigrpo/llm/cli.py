@@ -105,13 +105,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     finished = train(settings, arguments.out, resume=arguments.resume, progress=_progress(arguments))
-    result = summary(read_metrics(arguments.out))
+    rows = read_metrics(arguments.out)
+    result = summary(rows)
     print(
         f"held-out greedy accuracy: {result['first']:.2f} at the start, {result['last']:.2f} at the end "
         f"({result['best']:.2f} at best); {arguments.out}/metrics.jsonl"
     )
     if arguments.json:
-        write_json(arguments.json, result | {"finished": finished})
+        write_json(arguments.json, result | {"rows": rows, "finished": finished})
     if not finished:
         print("stopped early: go on with the same command and --resume", file=sys.stderr)
     return 0 if finished else 130
@@ -162,7 +163,7 @@ def _theorem(arguments: argparse.Namespace) -> int:
         f"grpo and lambda_grpo: gradient gap {other['grad_gap']:.2f}, another objective"
     )
     if arguments.json:
-        write_json(arguments.json, {"rows": rows, "lambda_grpo": other})
+        write_json(arguments.json, {"rows": rows, "lambda_grpo": other, "finished": True})
     return 0 if holds else 1
 
 

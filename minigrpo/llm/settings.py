@@ -42,7 +42,7 @@ class Settings:
     lora_dropout: float = setting(0.0, "on the adapters' input, in training")
     micro_batch: int = setting(64, "completions in one forward and backward pass")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
-    dtype: str = setting("float32", "of the weights, one of DTYPES")
+    dtype: str = setting("float32", "of the training passes, one of DTYPES; the weights stay float32")
     device: str = setting("cpu", "cpu, cuda, cuda:1, …")
     train_size: int = setting(2000, "training problems, taken in turn in a shuffled order")
     eval_size: int = setting(200, "held-out problems")
