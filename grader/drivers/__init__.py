@@ -1,0 +1,5 @@
+def call(namespace, function, arguments):
+    return namespace[function](**arguments)
+
+
+DRIVERS = {"call": call}

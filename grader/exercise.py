@@ -1,0 +1,172 @@
+"""What an exercise is to the grader: cases drawn from a seed, a reference, a judge, and mistakes it knows by name.
+
+A case is a dict of arguments. The reference and each named mistake are functions with the student's signature; they run
+here, in the trusted process, through the same driver that runs the student's function in the worker.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grader.drivers import DRIVERS
+
+Case = dict[str, Any]
+Judge = Callable[[Case, Any, Any], "str | None"]  # (arguments, expected, answer) → what is wrong, or None
+
+
+def close(rtol: float = 1e-5) -> Judge:
+    """Judge an answer by its type, then its shape, then its values, each within rtol of the largest one expected.
+
+        |answer − expected| ≤ rtol · max |expected|
+
+    So zero never passes for something that is not zero. Whole numbers, bools and text have to be equal.
+    """
+
+    def judge(arguments: Case, expected: Any, answer: Any) -> str | None:
+        return difference(expected, answer, rtol)
+
+    return judge
+
+
+def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer") -> str | None:
+    """Say in a sentence how an answer differs from what was expected, or None where it does not."""
+    if isinstance(expected, (Tensor, np.ndarray)):
+        return _array_difference(expected, answer, rtol, where)
+    if isinstance(expected, Mapping):
+        if not isinstance(answer, dict) or set(answer) != set(expected):
+            return f"{where} must be a dict with the keys {sorted(expected)}, got {_brief(answer)}"
+        pairs = ((f"{where}[{key!r}]", expected[key], answer[key]) for key in expected)
+    elif isinstance(expected, (list, tuple)):
+        if not isinstance(answer, (list, tuple)):
+            return f"{where} must be a list, got {_brief(answer)}"
+        if len(answer) != len(expected):
+            return f"{where} must hold {len(expected)} items, got {len(answer)}"
+        pairs = ((f"{where}[{i}]", expected[i], answer[i]) for i in range(len(expected)))
+    elif isinstance(expected, float):
+        if isinstance(answer, Tensor) and answer.numel() == 1:
+            answer = answer.item()
+        if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+            return f"{where} must be a number, got {_brief(answer)}"
+        right = math.isclose(answer, expected, rel_tol=rtol, abs_tol=0.0 if expected else 1e-12)
+        return None if right else f"{where}: expected {expected:.6g}, got {answer:.6g}"
+    else:
+        right = type(answer) is type(expected) and answer == expected
+        return None if right else f"{where}: expected {_brief(expected)}, got {_brief(answer)}"
+    return next((found for path, want, got in pairs if (found := difference(want, got, rtol, path))), None)
+
+
+def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, where: str) -> str | None:
+    if not isinstance(answer, (Tensor, np.ndarray)):
+        kind = "torch.Tensor" if isinstance(expected, Tensor) else "numpy.ndarray"
+        return f"{where} must be a {kind}, got {_brief(answer)}"
+    want, got = torch.as_tensor(expected).detach(), torch.as_tensor(answer).detach()
+    if got.shape != want.shape:
+        return f"{where} must have shape {tuple(want.shape)}, got {tuple(got.shape)}"
+    kinds = [_kind(tensor) for tensor in (want, got)]
+    if kinds[0] != kinds[1]:
+        return f"{where} must have {kinds[0]} entries, got {got.dtype}"
+    gap = (got.double() - want.double()).abs()
+    allowed = (rtol * want.double().abs().max() if want.numel() else 0.0) if kinds[0] == "float" else 0.0
+    wrong = ~(gap <= max(float(allowed), 1e-12))  # NaN is wrong
+    if not wrong.any():
+        return None
+    place = tuple(wrong.nonzero()[0].tolist())
+    count = f"{int(wrong.sum())} of {wrong.numel()} entries are wrong, first" if wrong.numel() > 1 else "wrong"
+    return f"{where}: {count} at {list(place)}: expected {want[place].item():.6g}, got {got[place].item():.6g}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return "bool" if tensor.dtype == torch.bool else "float" if tensor.is_floating_point() else "int"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value) if not isinstance(value, Tensor) else f"a tensor of shape {tuple(value.shape)}"
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some points of an exercise, given where every case drawn for it is answered right."""
+
+    name: str  # shown to the student, also for hidden cases
+    points: int
+    draw: Callable[[np.random.Generator], Case]
+    hint: str  # said where a hidden case fails and no named mistake explains it
+    draws: int = 4  # hidden cases
+    examples: tuple[Case, ...] = ()  # shown in the public check, before one drawn case
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong implementation that people write, and what to tell them."""
+
+    name: str
+    hint: str
+    wrong: Callable[..., Any]  # as the reference
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One graded function of a lab."""
+
+    id: str  # "lab02.1"
+    function: str  # the name that the student defines
+    reference: Callable[..., Any]
+    parts: tuple[Part, ...]
+    mistakes: tuple[Mistake, ...] = ()
+    driver: str = "call"  # one of grader.drivers.DRIVERS
+    judge: Judge = close()
+    seconds: float = 10.0  # for one case
+    allow: tuple[str, ...] = ()  # modules of minigrpo that the worker may import; none unless named
+
+    @property
+    def points(self) -> int:
+        return sum(part.points for part in self.parts)
+
+    def run(self, function: Callable[..., Any], case: Case) -> Any:
+        """Call a trusted function as the worker calls the student's."""
+        return DRIVERS[self.driver]({self.function: function}, self.function, case)
+
+    def case(self, part: Part, seed: int, index: int) -> Case:
+        """Draw a hidden case: the same for the same seed, exercise, part and index, and for nothing else."""
+        label = zlib.crc32(f"{self.id}/{part.name}".encode())
+        return part.draw(np.random.default_rng([seed, label, index]))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One case with what was expected and what came: an answer, or the reason why there is none."""
+
+    case: Case
+    expected: Any
+    answer: Any = None
+    error: str | None = None  # the exception's type name, "timeout", …
+    wrong: str | None = None  # what differs; None where the answer is right
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None and self.wrong is None
+
+
+def explain(exercise: Exercise, attempts: Sequence[Attempt]) -> Mistake | None:
+    """Find the named mistake that gives the student's answer in every case tried, right or wrong, or None."""
+    if all(attempt.passed for attempt in attempts):
+        return None
+    return next((m for m in exercise.mistakes if all(_same(exercise, m, attempt) for attempt in attempts)), None)
+
+
+def _same(exercise: Exercise, mistake: Mistake, attempt: Attempt) -> bool:
+    """Whether a mistake does in this case what the student's code did: the same answer, or the same exception."""
+    try:
+        value = exercise.run(mistake.wrong, attempt.case)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return attempt.error == type(error).__name__
+    return attempt.error is None and exercise.judge(attempt.case, value, attempt.answer) is None
