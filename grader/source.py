@@ -152,9 +152,9 @@ def _check(lab: Lab, where: str) -> None:
 def _check_code(cell: NotebookNode, exercise, points: int, where: str) -> None:
     if points != exercise.points:
         raise SourceError(f"{where}: {exercise.id} has {points} points here and {exercise.points} in grader/labs")
-    names = [node.name for node in ast.parse(cell.source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    if exercise.function not in names:
-        raise SourceError(f"{where}: {exercise.id} must define {exercise.function}, defines {', '.join(names) or 'none'}")
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    if exercise.function not in [node.name for node in ast.parse(cell.source).body if isinstance(node, definitions)]:
+        raise SourceError(f"{where}: {exercise.id} must define {exercise.function}")
 
 
 def _check_leaks(lab: Lab, made: dict[Path, str]) -> None:
