@@ -142,6 +142,16 @@ class Exercise:
 
 
 @dataclass(frozen=True)
+class Artifact:
+    """Graded files of a lab: something trained, evaluated again by the grader."""
+
+    id: str  # "lab09.3"
+    points: int
+    files: tuple[str, ...]  # names in the submission
+    grade: Callable[[Mapping[str, bytes | None], int], list[dict]]  # (contents, seed) → name, points, earned, … a part
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One case with what was expected and what came: an answer, or the reason why there is none."""
 
