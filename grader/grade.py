@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from grader.exercise import Artifact, Attempt, Exercise, Mistake, Part, explain
+from grader.exercise import Artifact, Attempt, Exercise, Part, explain
 from grader.labs import artifacts, exercises
-from grader.sandbox import Answer, Worker
+from grader.sandbox import Answer, Failure, Worker
 from grader.submission import Submission, SubmissionError, read_submission
 from minigrpo.files import write_json
 
@@ -81,41 +82,38 @@ def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows:
 
 def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed: int, isolation: str) -> list[dict]:
     """Grade the parts of one exercise in a worker, and in a new one after each that died."""
-    cells = [("setup", setup), *submission.cells_for(exercise.id)]
-    graded, worker = [], None
-    try:
+    cells, graded, worker = submission.cells_for(exercise.id), [], None
+    with ExitStack() as workers:
         for part in exercise.parts:
             attempts: list[Attempt] = []
-            kind = None
             for index in range(part.draws):
+                if worker is None or not worker.alive:
+                    worker = Worker(cells, setup=setup, isolation=isolation, allow=exercise.allow)
+                    workers.enter_context(worker)
                 case = exercise.case(part, seed, index)
-                worker = worker or Worker(cells, isolation=isolation, allow=exercise.allow)
-                answer = worker.ask(exercise.driver, exercise.function, case, exercise.seconds)
-                if not worker.alive:
-                    worker.close()
-                    worker = None
-                attempts.append(_attempt(exercise, case, answer))
+                answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
+                attempts.append(_attempt(exercise, case, answer, worker.cell_errors))
                 if not attempts[-1].passed:
-                    kind = None if isinstance(answer, Answer) else answer.kind
                     break
-            passed = attempts[-1].passed
-            graded.append(_part(part, passed, "" if passed else _feedback(part, kind, explain(exercise, attempts))))
-    finally:
-        if worker:
-            worker.close()
+            graded.append(_part(part, attempts[-1].passed, _feedback(exercise, part, attempts)))
     return graded
 
 
-def _attempt(exercise: Exercise, case: dict, answer) -> Attempt:
-    if not isinstance(answer, Answer):
-        return Attempt(case, None, error=answer.kind)
+def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_errors: Sequence[str]) -> Attempt:
+    if isinstance(answer, Failure):
+        return Attempt(case, None, error="import" if answer.kind == "missing" and cell_errors else answer.kind)
     expected = exercise.run(exercise.reference, case)
     return Attempt(case, expected, answer.value, wrong=exercise.judge(case, expected, answer.value))
 
 
-def _feedback(part: Part, kind: str | None, mistake: Mistake | None) -> str:
-    """What a student reads of a hidden case: a sentence written beforehand, nothing of the case itself."""
-    return KINDS[kind] if kind else mistake.hint if mistake else part.hint
+def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> str:
+    """What a student reads of hidden cases: a sentence written beforehand, nothing of the cases themselves."""
+    if attempts[-1].passed:
+        return ""
+    if attempts[-1].error:
+        return KINDS[attempts[-1].error]
+    mistake = explain(exercise, attempts)
+    return mistake.hint if mistake else part.hint
 
 
 def _part(part: Part, passed: bool, feedback: str) -> dict:

@@ -128,6 +128,12 @@ def build(solutions: Path, labs: Path) -> dict[Path, str]:
     return made
 
 
+def stale(made: dict[Path, str], labs: Path) -> list[Path]:
+    """The generated files that are missing, differ from what was made, or have no source any more."""
+    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    return old + [path for path in sorted(labs.glob("*.ipynb")) if path not in made]
+
+
 def _check(lab: Lab, where: str) -> None:
     """Require that the cells with exercises and the grader's exercises are the same, with the same points."""
     graded = {exercise.id: exercise for exercise in exercises(lab.name)}

@@ -1,7 +1,7 @@
 """A student's submission: one notebook, alone, in a folder or in a zip. It is read as data and never run here.
 
-Cells are found by the exercise in their metadata, else by the function they define. Metadata, outputs and claimed points
-are otherwise ignored. Sizes are capped, links and paths that lead outside are refused, and only expected names are read.
+Cells are found by the exercise in their metadata, else by the function they define; other metadata, outputs and claimed
+points are ignored. Sizes are capped, links and paths that lead outside are refused, and only expected names are read.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def _unique(pairs) -> dict[str, bytes]:
 def _read(path: Path) -> bytes:
     largest = LARGEST_NOTEBOOK if path.suffix == ".ipynb" else LARGEST_FILE
     if path.stat().st_size > largest:
-        raise SubmissionError(f"{path.name} is larger than {largest // MIB} MiB: clear its outputs and hand it in again")
+        raise SubmissionError(
+            f"{path.name} is larger than {largest // MIB} MiB: clear its outputs and hand it in again"
+        )
     return path.read_bytes()
 
 
@@ -165,6 +167,7 @@ def _cells(content: bytes) -> list[dict]:
             source = "".join(line for line in source if isinstance(line, str)) if isinstance(source, list) else source
             metadata = cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {}
             if isinstance(source, str):
+                source = source.encode("utf-8", "replace").decode()  # half a character could not be written again
                 read.append({"type": cell["cell_type"], "source": source, "exercise": metadata.get("exercise")})
     return read
 

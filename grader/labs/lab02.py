@@ -49,8 +49,10 @@ def sets_cut_to_the_shortest(completions):
 
 
 def duplicated(rng: np.random.Generator) -> list[list[int]]:
-    completions = draw_completions(rng, size=4)
-    return [*completions, list(completions[1]), list(completions[1])]
+    """Three identical completions, and three that differ from them at the first token but not at the others."""
+    first, *rest = rng.integers(3, size=5).tolist()
+    others = draw_completions(rng, size=2)
+    return [[first, *rest]] * 3 + [[3, *rest], [4, *rest[:3]], *others]
 
 
 def nested(rng: np.random.Generator) -> list[list[int]]:
