@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 MAX_FRAME = 64 << 20  # bytes
-MAX_HEADER = 4 << 20  # bytes of the JSON line
+MAX_HEADER = 1 << 20  # bytes of the JSON line
 MAX_DEPTH = 16
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint8", "int32", "int64", "float32", "float64")}
 
@@ -41,7 +41,7 @@ def unpack(body: bytes, *, finite: bool) -> tuple[dict[str, str], object]:
     if not newline or len(header) > MAX_HEADER:
         raise ProtocolError("the frame has no header, or too long a one")
     try:
-        head = json.loads(header, object_pairs_hook=_unique, parse_int=_int, parse_constant=float)
+        head = json.loads(header.decode(), object_pairs_hook=_unique, parse_int=_int, parse_constant=float)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the header is not the JSON expected: {error}") from error
     if type(head) is not dict or "value" not in head:

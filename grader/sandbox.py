@@ -15,10 +15,10 @@ Three processes: the grader (here) → `supervisor.py` (trusted; another user, l
 
 import contextlib
 import functools
+import glob
 import itertools
 import json
 import os
-import resource
 import secrets
 import select
 import shutil
@@ -79,7 +79,7 @@ class Worker:
     stop the next; `cell_errors` says which did. `allow` names modules of minigrpo that the code may import.
     """
 
-    def __init__(self, cells, *, isolation: str, setup: str = "", limits: Limits = Limits(), allow=()):  # noqa: B008
+    def __init__(self, cells, *, isolation: str, setup: str = "", limits: Limits = Limits(), allow=()):
         if isolation not in ("bubblewrap", "reduced"):
             raise ValueError(f'isolation: got {isolation!r}, expected "bubblewrap" or "reduced"')
         self._cells = [["setup", setup], *map(list, cells)]
@@ -95,9 +95,10 @@ class Worker:
         with contextlib.ExitStack() as stack:
             self._start(stack)
             ready = self._answer("", time.monotonic() + self._limits.start_seconds)
-            if isinstance(ready, Failure):
-                raise SandboxError(f"{self._isolation} does not work here: {self._complaint()}")
-            self._supervisor.stderr.close()
+            with self._supervisor.stderr as pipe:  # closed before student code can write to it
+                if isinstance(ready, Failure):
+                    reason = pipe.read(4000).decode(errors="replace").strip()
+                    raise SandboxError(f"isolation {self._isolation!r} fails here ({ready.kind}): {reason}")
             loaded = self._ask("load", "", self._cells, self._limits.load_seconds)
             if isinstance(loaded, Answer) and type(loaded.value) is list:
                 self.cell_errors = [text for text in loaded.value if type(text) is str and text]
@@ -121,7 +122,7 @@ class Worker:
             if driver != "load":
                 raise
             return self._fail("import", f"the cells cannot be sent: {error}")
-        if self._poll(self._answers, select.POLLIN, 0):
+        if _poll(self._answers, select.POLLIN, 0) & select.POLLIN:
             return self._fail("protocol", "it wrote before it was asked")
         try:
             self._write(frame, deadline)
@@ -174,11 +175,7 @@ class Worker:
             stack.callback(os.close, descriptor)
             os.set_blocking(descriptor, False)
         python = [PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
-        code = (
-            f"import sys; sys.path[:0] = [{stage if bare else '/grader'!r}]; sys.path += {SITES!r}\n"
-            f"from grader.worker import main; main({ours}, {theirs}, {self._rlimits()!r})"
-        )
-        command = [*python, "-c", code]
+        command = [*python, "-c", _program(stage if bare else "/grader", ours, theirs, self._rlimits())]
         if not bare:
             command = [*_bubblewrap(stage, self._limits.disk), *command]
         plan = {"command": command, "user": user, "needed": [stage, BASE, *SITES], "memory": self._limits.memory}
@@ -200,17 +197,17 @@ class Worker:
         """End every process of the worker; the supervisor's word for why it ended."""
         if self._supervisor.returncode is None:
             self._supervisor.terminate()
-            self._word = self._supervisor.stdout.read().decode()
+            with self._supervisor.stdout as pipe:
+                self._word = pipe.read().decode()
             self._supervisor.wait()
         return self._word
 
-    def _complaint(self) -> str:
-        return self._supervisor.stderr.read(4000).decode(errors="replace").strip() or "no reason given"
-
     def _rlimits(self) -> dict[str, int]:
         limits, others = self._limits, 0
-        if self._isolation == "reduced" and os.getuid() != 0:  # then all that this user runs counts
-            others = sum(len(_threads(path)) for path in Path("/proc").glob("[0-9]*") if _owner(path) == os.getuid())
+        if self._isolation == "reduced" and os.getuid() != 0:  # then the kernel counts all that this user runs
+            for thread in glob.iglob("/proc/[0-9]*/task/[0-9]*"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    others += os.stat(thread).st_uid == os.getuid()
         return {
             "RLIMIT_NPROC": limits.processes + others,
             "RLIMIT_NOFILE": limits.files,
@@ -219,15 +216,10 @@ class Worker:
             "RLIMIT_CORE": 0,
         }
 
-    def _poll(self, descriptor: int, event: int, seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(descriptor, event)
-        return bool(poll.poll(max(0.0, seconds) * 1000))
-
     def _read(self, size: int, deadline: float) -> bytes:
         data = bytearray()
         while len(data) < size:
-            if not self._poll(self._answers, select.POLLIN, deadline - time.monotonic()):
+            if not _poll(self._answers, select.POLLIN, deadline - time.monotonic()):
                 raise TimeoutError
             part = os.read(self._answers, size - len(data))
             if not part:
@@ -238,9 +230,16 @@ class Worker:
     def _write(self, frame: bytes, deadline: float) -> None:
         rest = memoryview(frame)
         while rest:
-            if not self._poll(self._requests, select.POLLOUT, deadline - time.monotonic()):
+            if not _poll(self._requests, select.POLLOUT, deadline - time.monotonic()):
                 raise TimeoutError
             rest = rest[os.write(self._requests, rest) :]
+
+
+def _poll(descriptor: int, event: int, seconds: float) -> int:
+    """The events that came within `seconds`: 0 for none."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return dict(poll.poll(max(0.0, seconds) * 1000)).get(descriptor, 0)
 
 
 @functools.cache
@@ -280,6 +279,11 @@ def _fill(stage: Path, allow, user: int | None) -> Path:
     if user is not None:
         os.chown(home, user, user)
     return home
+
+
+def _program(place: str, requests: int, answers: int, rlimits: dict[str, int]) -> str:
+    path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
+    return f"{path}\nfrom grader.worker import main; main({requests}, {answers}, {rlimits!r})"
 
 
 def _bubblewrap(stage: str, disk: int) -> list[str]:
