@@ -158,7 +158,7 @@ def _people(path: Path, needed: Iterable[str], skip: str | None = None) -> list[
 
 def _find(student: str, people: Sequence[dict], keys: Iterable[str], roster: Path) -> dict:
     """Find the one person whom a submission's name speaks of: an id in it, or the whole name."""
-    words = set(re.findall(r"\w+", student.lower())) | {student.lower()}
+    words = set(re.findall(r"[^\W_]+", student.lower())) | {student.lower()}
     for key in keys:
         found = [person for person in people if (value := _key(person.get(key))) and value in words | {_key(student)}]
         if len(found) == 1:

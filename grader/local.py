@@ -26,13 +26,11 @@ def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
         if exercise.id in submission.problems:
             lines.append(f"{exercise.id}: {submission.problems[exercise.id]}")
             continue
-        namespace, broken = run_cells(submission, exercise.id, entry["setup"])
-        if broken:
-            lines.append(f"{exercise.id}: {broken}")
-        elif not callable(namespace.get(exercise.function)):
-            lines.append(f"{exercise.id}: its cell must define {exercise.function}")
-        else:
+        namespace, errors = run_cells(submission, exercise.id, entry["setup"])
+        if callable(namespace.get(exercise.function)):
             lines += public_report(exercise, namespace[exercise.function])[0]
+        else:
+            lines += [f"{exercise.id}: {exercise.function} is not there after its cells ran", *errors]
     for row in entry["exercises"]:
         if row["kind"] == "written":
             answered = row["id"] in submission.answers and "Write your answer here" not in submission.answers[row["id"]]
@@ -40,15 +38,16 @@ def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
     return lines
 
 
-def run_cells(submission: Submission, exercise_id: str, setup: str) -> tuple[dict, str | None]:
-    """Run the cells that an exercise needs, as the grader's worker does; say which one raised, if one did."""
+def run_cells(submission: Submission, exercise_id: str, setup: str) -> tuple[dict, list[str]]:
+    """Run the cells that an exercise needs, as the grader's worker does; say which of them raised, and what."""
     namespace: dict = {"__name__": "lab"}
+    errors = []
     for label, source in [("setup", setup), *submission.cells_for(exercise_id)]:
         try:
             exec(compile(source, f"<{label}>", "exec"), namespace)
         except Exception as error:  # noqa: BLE001  (a student's cell may raise anything; it has to be said)
-            return namespace, f"{label} raised {type(error).__name__}: {error}"
-    return namespace, None
+            errors.append(f"  {label} raised {type(error).__name__}: {error}")
+    return namespace, errors
 
 
 def pack(path: Path, lab: str, entry: Mapping, files: Path | None, out: Path) -> list[str]:

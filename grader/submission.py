@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import stat
+import symtable
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ LARGEST_FILE = 64 * MIB  # an adapter
 MOST_MEMBERS = 200  # of a zip
 
 
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading a source may raise
+
+
 class SubmissionError(ValueError):
     """A submission that can't be read; the sentence is for the student."""
 
@@ -31,6 +35,7 @@ class SubmissionError(ValueError):
 class Cell:
     """A cell of code: what it defines at its top level, and every name it reads."""
 
+    place: int  # in the notebook
     label: str  # the exercise, or "cell 7"
     source: str
     defines: frozenset[str]
@@ -50,7 +55,7 @@ class Submission:
     problems: Mapping[str, str]  # why an exercise can't be graded, by exercise
 
     def cells_for(self, exercise_id: str) -> list[tuple[str, str]]:
-        """The cells that an exercise needs, in order: its own, and those that define a name which these read.
+        """The cells that an exercise needs, as they stand: its own, and those that define a name which these read.
 
         So a cell that breaks costs only the exercises that use it.
         """
@@ -60,7 +65,7 @@ class Submission:
         while found := [cell for cell in others if cell not in needed and cell.defines & missing]:
             needed += found
             missing = set().union(*(cell.reads for cell in found))
-        return [(cell.label, cell.source) for cell in [*others, own] if cell in needed]
+        return [(cell.label, cell.source) for cell in sorted(needed, key=lambda cell: cell.place)]
 
 
 def read_submission(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
@@ -180,16 +185,13 @@ def _sort_cells(cells: list[dict], rows: Sequence[Mapping]) -> dict:
     answers: dict[str, str] = {}
     problems: dict[str, str] = {}
     helpers, unclaimed = [], []
-    for number, cell in enumerate(cells, start=1):
+    for place, cell in enumerate(cells, start=1):
         exercise = cell["exercise"] if isinstance(cell["exercise"], str) else None
         if exercise in written and cell["type"] == "markdown":
             answers[exercise] = cell["source"]
         elif cell["type"] == "code":
-            parsed = _parse(exercise if exercise in code else f"cell {number}", cell["source"])
-            if exercise in code:
-                found[exercise].append(parsed)
-            else:
-                unclaimed.append(parsed)
+            parsed = _parse(place, exercise if exercise in code else f"cell {place}", cell["source"])
+            (found[exercise] if exercise in code else unclaimed).append(parsed)
     for exercise, function in code.items():
         if not found[exercise] and function:
             found[exercise] = [cell for cell in unclaimed if function in cell.defines]
@@ -202,20 +204,27 @@ def _sort_cells(cells: list[dict], rows: Sequence[Mapping]) -> dict:
     return {"exercises": kept, "helpers": helpers, "answers": answers, "problems": problems}
 
 
-def _parse(label: str, source: str) -> Cell:
+def _parse(place: int, label: str, source: str) -> Cell:
     """Read which names a cell defines and reads; what is no Python defines nothing, and fails where it is run."""
     source = plain_python(source)
     if len(source) > LARGEST_CELL:
-        return Cell(label, f'raise ValueError("this cell is longer than {LARGEST_CELL} characters")', *_no_names())
+        source = f'raise ValueError("this cell is longer than {LARGEST_CELL} characters")'
+    return Cell(place, label, source, *_names(source))
+
+
+def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a cell binds at its top level, and those that it reads from there, in whatever scope."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Cell(label, source, *_no_names())
-    return Cell(label, source, frozenset().union(*map(_defined, tree.body), ()), frozenset(_read_names(tree)))
-
-
-def _no_names() -> tuple[frozenset, frozenset]:
-    return frozenset(), frozenset()
+        top = symtable.symtable(source, "cell", "exec")
+    except NOT_PYTHON:
+        return frozenset(), frozenset()
+    defines = {name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()}
+    reads, tables = set(), [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        reads |= {n.get_name() for n in table.get_symbols() if n.is_referenced() and (table is top or n.is_global())}
+    return frozenset(defines), frozenset(reads)
 
 
 def plain_python(source: str) -> str:
@@ -225,25 +234,12 @@ def plain_python(source: str) -> str:
     return re.sub(r"(?m)^([ \t]*)[%!?].*$", r"\1pass", source)
 
 
-def _defined(node: ast.stmt) -> set[str]:
-    """The names that a top-level statement binds."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return {(name.asname or name.name).split(".")[0] for name in node.names}
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
-
-
-def _read_names(tree: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-
-
 def _definitions(cell: Cell) -> Cell:
     """Of a cell that is no exercise keep imports, functions, classes and assignments: no plots, no checks."""
     keep = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
     try:
         tree = ast.parse(cell.source)
         tree.body = [node for node in tree.body if isinstance(node, keep)]
-        return _parse(cell.label, ast.unparse(tree))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Cell(cell.label, "", *_no_names())
+        return _parse(cell.place, cell.label, ast.unparse(tree))
+    except NOT_PYTHON:
+        return _parse(cell.place, cell.label, "")

@@ -121,7 +121,7 @@ def test_an_exercise_gets_only_the_cells_it_needs(tmp_path):
     made.cells.append(nbformat.v4.new_code_cell("raise SystemExit"))
     submission = read(write(tmp_path, "a.ipynb", nbformat.writes(made)))
     labels = [label for label, _ in submission.cells_for("lab02.2")]
-    assert labels[-1] == "lab02.2"
+    assert "lab02.2" in labels
     assert "lab02.1" not in labels
     sources = "\n".join(source for _, source in submission.cells_for("lab02.2"))
     assert "def shared" in sources
@@ -173,7 +173,7 @@ def test_source_that_is_hard_to_parse_costs_its_exercise_only(tmp_path, bad):
     made.cells.append(nbformat.v4.new_code_cell(bad))
     submission = read(write(tmp_path, "a.ipynb", json.dumps(made)))
     assert {"lab02.1", "lab02.3"} <= set(submission.exercises)
-    assert submission.cells_for("lab02.1")[-1][0] == "lab02.1"
+    assert [label for label, _ in submission.cells_for("lab02.1")] == ["lab02.1"]
 
 
 def test_submissions_of_one_name_are_refused(tmp_path):
@@ -267,7 +267,7 @@ def test_a_form_for_marks_is_written_once_and_read_back(graded):
     form["exercises"]["lab02.4"]["points"] = 1
     path.write_text(yaml.safe_dump(form))
     write_manual(made_result(), ENTRY, graded)
-    assert merge(made_result(), read_manual(graded, "anna"))["earned"] == 13
+    assert merge(made_result(), read_manual(graded, "anna"))["earned"] == 4 + 5 + 0 + 1
     path.write_text("exercises: [1]")
     with pytest.raises(ValueError, match="must hold `submission` and `exercises`"):
         final_grades(graded)
