@@ -1,0 +1,305 @@
+"""Lab 07, overlap: the cases, the references and the mistakes of its exercises."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import minigrpo
+from grader.cases import WORKED_EXAMPLE, draw_completions, pad
+from grader.exercise import Case, Exercise, Mistake, Part
+
+WORKED = [[ord(letter) - ord("A") for letter in word] for word in WORKED_EXAMPLE]
+
+
+def sizes_of(completions: list[list[int]]) -> Tensor:
+    return minigrpo.step_sizes(*pad(completions))
+
+
+def draw_group(rng: np.random.Generator) -> Case:
+    """A group of which some completions are deep, and one at least is flat."""
+    completions = [*draw_completions(rng, size=6), [7, 8, 9]]
+    stem = rng.integers(3, size=5).tolist()
+    return {"sizes": sizes_of([*completions, stem, stem[:3], [*stem[:2], 4, 4]])}
+
+
+def draw_identical(rng: np.random.Generator) -> Case:
+    """Two identical completions that branch off from a third, and one that ends inside another."""
+    stem = rng.integers(3, size=6).tolist()
+    branch = [*stem[:2], 5, *rng.integers(3, size=3).tolist()]
+    return {"sizes": sizes_of([stem, stem, branch, [*branch, 1], [*stem[:1], 6]])}
+
+
+def draw_empty(rng: np.random.Generator) -> Case:
+    """An ordinary group with completions that have no token."""
+    sizes = draw_group(rng)["sizes"]
+    return {"sizes": torch.cat([sizes, torch.zeros_like(sizes[:2])])}
+
+
+# lab07.1: path depth
+
+
+def path_depth(sizes: Tensor) -> Tensor:
+    rows = [sorted({size for size in row if size > 0}) for row in sizes.tolist()]
+    return torch.tensor([max(len(row) - 1, 0) for row in rows])
+
+
+def depth_with_the_root(sizes: Tensor) -> Tensor:
+    return torch.tensor([len({size for size in row if size > 0}) for row in sizes.tolist()])
+
+
+def depth_into_padding(sizes: Tensor) -> Tensor:
+    return (sizes[:, 1:] != sizes[:, :-1]).sum(dim=1)
+
+
+def depth_in_tokens(sizes: Tensor) -> Tensor:
+    return (sizes > 1).sum(dim=1)
+
+
+def depth_of_the_group(sizes: Tensor) -> Tensor:
+    return torch.full((len(sizes),), int(path_depth(sizes).max()))
+
+
+# lab07.2: intermediate proportion
+
+
+def intermediate_proportion(sizes: Tensor) -> Tensor:
+    shares = []
+    for row in sizes.tolist():
+        row = [size for size in row if size > 0]
+        shares.append(sum(size != row[-1] for size in row) / len(row) if row else 0.0)
+    return torch.tensor(shares)
+
+
+def proportion_shared(sizes: Tensor) -> Tensor:
+    return (sizes > 1).sum(dim=1) / (sizes > 0).sum(dim=1).clamp(min=1)
+
+
+def proportion_of_the_width(sizes: Tensor) -> Tensor:
+    lengths = (sizes > 0).sum(dim=1)
+    return intermediate_proportion(sizes) * lengths / sizes.shape[1]
+
+
+def proportion_inside(sizes: Tensor) -> Tensor:
+    return torch.where((sizes > 0).any(dim=1), 1 - intermediate_proportion(sizes), 0.0)
+
+
+def proportion_from_the_last_column(sizes: Tensor) -> Tensor:
+    outside = ((sizes != sizes[:, -1:]) & (sizes > 0)).sum(dim=1)
+    return outside / (sizes > 0).sum(dim=1).clamp(min=1)
+
+
+def proportion_of_nothing(sizes: Tensor) -> Tensor:
+    return intermediate_proportion(sizes) * (sizes > 0).sum(dim=1) / (sizes > 0).sum(dim=1)
+
+
+# lab07.3: entropy
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=logits).entropy()
+
+
+def entropy_in_bits(logits: Tensor) -> Tensor:
+    return token_entropy(logits) / np.log(2)
+
+
+def entropy_of_minus_infinity(logits: Tensor) -> Tensor:
+    log_p = logits.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def entropy_that_overflows(logits: Tensor) -> Tensor:
+    p = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
+    return -torch.where(p > 0, p * p.log(), 0.0).sum(dim=-1)
+
+
+def surprise_of_the_likeliest(logits: Tensor) -> Tensor:
+    return -logits.log_softmax(dim=-1).amax(dim=-1)
+
+
+def mean_over_the_vocabulary(logits: Tensor) -> Tensor:
+    return token_entropy(logits) / logits.shape[-1]
+
+
+def draw_logits(rng: np.random.Generator, offset: float = 0.0) -> Case:
+    return {"logits": torch.from_numpy(2 * rng.normal(size=(2, 3, 7)) + offset)}
+
+
+def draw_forbidden(rng: np.random.Generator) -> Case:
+    case = draw_logits(rng)
+    forbidden = torch.from_numpy(rng.random(size=(2, 3, 7)) < 0.3)
+    forbidden[..., 0] = False
+    forbidden[0, 0, 1] = True
+    return {"logits": case["logits"].masked_fill(forbidden, -torch.inf)}
+
+
+# lab07.4: rank correlation
+
+
+def rank_correlation(x: list[float], y: list[float]) -> float:
+    def ranks(values: list[float]) -> np.ndarray:
+        order = sorted(values)
+        return np.array([np.mean([k for k, other in enumerate(order, 1) if other == value]) for value in values])
+
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def correlation_of_values(x: list[float], y: list[float]) -> float:
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def correlation_with_ties_in_order(x: list[float], y: list[float]) -> float:
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def correlation_of_orders(x: list[float], y: list[float]) -> float:
+    orders = [np.argsort(values, kind="stable") for values in (x, y)]
+    return float(np.corrcoef(*orders)[0, 1])
+
+
+def draw_pairs(rng: np.random.Generator, *, ties: bool) -> Case:
+    x = rng.exponential(size=9)
+    y = np.exp(-x + 0.5 * rng.normal(size=9))
+    if ties:
+        x = np.concatenate([np.round(2 * x) / 2, [0.5, 0.5, 4.0]])
+        y = np.concatenate([np.round(4 * y) / 4, [0.25, 0.75, 0.25]])
+    return {"x": x.tolist(), "y": y.tolist()}
+
+
+EXERCISES = (
+    Exercise(
+        id="lab07.1",
+        function="path_depth",
+        reference=path_depth,
+        parts=(
+            Part(
+                "random groups",
+                1,
+                draw_group,
+                "count the distinct sizes along each completion, padding left out, and take one away.",
+                examples=({"sizes": sizes_of(WORKED)},),
+            ),
+            Part("identical completions", 1, draw_identical, "a set of two that ends as a set of two is one step."),
+            Part("completions with no token", 1, draw_empty, "a completion with no token has depth 0, not −1."),
+        ),
+        mistakes=(
+            Mistake("not minus one", "you count the steps; depth is one less, so that flat is 0.", depth_with_the_root),
+            Mistake("into the padding", "the fall to 0 under the mask is the end, not a new step.", depth_into_padding),
+            Mistake("tokens counted", "you count shared tokens. Depth counts steps, however long.", depth_in_tokens),
+            Mistake("one for the group", "each completion has a depth of its own.", depth_of_the_group),
+        ),
+    ),
+    Exercise(
+        id="lab07.2",
+        function="intermediate_proportion",
+        reference=intermediate_proportion,
+        parts=(
+            Part(
+                "random groups",
+                1,
+                draw_group,
+                "count the tokens whose size differs from that of the completion's last token; divide by its length.",
+                examples=({"sizes": sizes_of(WORKED)},),
+            ),
+            Part(
+                "identical completions",
+                1,
+                draw_identical,
+                "the last step may be one that others share too: compare with the last token's size, not with 1.",
+            ),
+            Part("completions with no token", 1, draw_empty, "a completion with no token has proportion 0, not NaN."),
+        ),
+        mistakes=(
+            Mistake(
+                "all that is shared",
+                "you count every shared token. What identical completions share at their end is their last step.",
+                proportion_shared,
+            ),
+            Mistake(
+                "divided by the width",
+                "you divide by T; the denominator is the completion's own length.",
+                proportion_of_the_width,
+            ),
+            Mistake(
+                "the other part",
+                "you measure what lies inside the last step: asked is what lies outside.",
+                proportion_inside,
+            ),
+            Mistake(
+                "last column",
+                "you compare with the last column of the tensor, which is padding for shorter completions.",
+                proportion_from_the_last_column,
+            ),
+            Mistake("0/0", "you divide by a length of 0: an empty completion has proportion 0.", proportion_of_nothing),
+        ),
+    ),
+    Exercise(
+        id="lab07.3",
+        function="token_entropy",
+        reference=token_entropy,
+        parts=(
+            Part(
+                "random logits",
+                1,
+                draw_logits,
+                "take the softmax over the last dimension and sum −p ln p over it.",
+                examples=({"logits": torch.zeros(1, 2, dtype=torch.float64)},),
+            ),
+            Part(
+                "large logits",
+                1,
+                lambda rng: draw_logits(rng, 1000.0),
+                "exp of a large logit is infinite: use log_softmax.",
+            ),
+            Part("tokens that can't occur", 1, draw_forbidden, "a logit of −∞ has p = 0 and adds 0, not 0·∞ = NaN."),
+        ),
+        mistakes=(
+            Mistake("bits", "nats are asked: use the natural logarithm.", entropy_in_bits),
+            Mistake(
+                "0·∞", "where p is 0, p ln p is NaN for the computer; it has to count as 0.", entropy_of_minus_infinity
+            ),
+            Mistake(
+                "overflow",
+                "you exponentiate the logits themselves, which overflows: subtract first, as log_softmax does.",
+                entropy_that_overflows,
+            ),
+            Mistake(
+                "only the likeliest",
+                "you take −ln p of one token; entropy is the mean of −ln p over all of them.",
+                surprise_of_the_likeliest,
+            ),
+            Mistake("mean over V", "sum over the vocabulary: p already weighs its tokens.", mean_over_the_vocabulary),
+        ),
+    ),
+    Exercise(
+        id="lab07.4",
+        function="rank_correlation",
+        reference=rank_correlation,
+        parts=(
+            Part(
+                "no ties",
+                1,
+                lambda rng: draw_pairs(rng, ties=False),
+                "replace values by ranks, then correlate.",
+                examples=({"x": [1.0, 2.0, 10.0], "y": [0.3, 0.2, 0.1]},),
+            ),
+            Part("ties", 2, lambda rng: draw_pairs(rng, ties=True), "equal values share the mean of their ranks."),
+        ),
+        mistakes=(
+            Mistake("values, not ranks", "you correlate the values; rank them first.", correlation_of_values),
+            Mistake(
+                "ties in order",
+                "equal values get different ranks from you; they share the mean rank.",
+                correlation_with_ties_in_order,
+            ),
+            Mistake(
+                "argsort once",
+                "argsort gives who stands at each place, not the rank of each value.",
+                correlation_of_orders,
+            ),
+        ),
+    ),
+)
