@@ -59,11 +59,13 @@ def read_group(path: str | Path, number: int | None = None) -> tuple[dict[str, A
         raise ValueError(f"{path} holds no group: it is empty")
     if number is not None and not 1 <= number <= len(lines):
         raise ValueError(f"group must be from 1 to {len(lines)}, the groups of {path}, got {number}")
-    wanted = range(1, len(lines) + 1) if number is None else [number]
-    groups = {k: _group(lines[k - 1], f"{path}, line {k}") for k in wanted}
-    differing = (k for k, group in groups.items() if len(set(group["rewards"])) > 1)
-    number = next(differing, wanted[0])
-    return groups[number], number, len(lines)
+    first = number or 1
+    last = len(lines) if number is None else number
+    for k in range(first, last + 1):
+        group = _group(lines[k - 1], f"{path}, line {k}")
+        if len(set(group["rewards"])) > 1:
+            return group, k, len(lines)
+    return _group(lines[first - 1], f"{path}, line {first}"), first, len(lines)
 
 
 def _group(line: str, place: str) -> dict[str, Any]:
