@@ -1,4 +1,4 @@
-"""The command line: `python -m minigrpo demo | theorem | table1 | overlap | train | explore`, each with `--json FILE`."""
+"""The command line: `python -m minigrpo demo | theorem | table1 | overlap | train | explore`, with `--json FILE`."""
 
 from __future__ import annotations
 
@@ -205,10 +205,8 @@ def _explore(arguments: argparse.Namespace) -> int:
         group, number, groups = read_group(arguments.file, arguments.group)
         texts = _token_texts(arguments.file, group["completion_ids"])
         tree = ProcessTree(group["completion_ids"], group["rewards"])
-        update = f", update {group['update']}" if "update" in group else ""
-        caption = (
-            f"Group {number} of {groups} in {arguments.file.name}{update}. Prompt: {group.get('prompt', 'unknown')}"
-        )
+        told = {name: group.get(name, "unknown") for name in ("update", "prompt")}
+        caption = f"Group {number} of {groups} in {arguments.file}, update {told['update']}. Prompt: {told['prompt']}"
     elif arguments.group is not None:
         raise ValueError(f"--group {arguments.group} needs FILE, the rollouts.jsonl of a run")
     else:

@@ -1,4 +1,4 @@
-"""The explorer: a group of completions as one HTML page, whole in itself, on which rewards and objective can be changed.
+"""The explorer: a group as one HTML page, whole in itself, on which rewards and objective can be changed.
 
 The template `explorer.html` computes R, A and every push anew from the rewards as the reader sets them; the steps
 come from `ProcessTree`. Texts of completions may hold anything: they travel as JSON in which no tag can begin, become
