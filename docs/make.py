@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from statistics import fmean
 
-from minigrpo.demo import WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap
 from minigrpo.files import write_text
 from minigrpo.llm.experiments import OVERLAP
@@ -26,7 +25,7 @@ from minigrpo.text import (
     text_table,
     theorem_text,
 )
-from minigrpo.tree import ProcessTree
+from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
 from minigrpo.viz import NAMES, plot_overlap, plot_packing, plot_readme, plot_table1, plot_theorem
 
 DOCS = Path(__file__).parent

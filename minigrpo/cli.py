@@ -1,4 +1,4 @@
-"""The command line: `python -m minigrpo demo | theorem | table1 | overlap | train`, each with `--json FILE`."""
+"""The command line: `python -m minigrpo demo | theorem | table1 | overlap | train | explore`, with `--json FILE`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import webbrowser
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import torch
 
 from minigrpo import __version__
 from minigrpo.experiments import LEARNING_RATES, TrapConfig, overlap, table1, table1_controls, theorem
-from minigrpo.files import check_writable, write_json
+from minigrpo.explorer import read_group
+from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.objectives import OBJECTIVES, SCALES
 from minigrpo.policies import POLICIES
 from minigrpo.text import controls_text, failures, overlap_text, sparkline, table1_text, theorem_text
 from minigrpo.trainer import OPTIMIZERS, Config, train
+from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,6 +116,18 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}", type=kind, default=getattr(default, name.replace("-", "_")), help=text)
     sub.add_argument("--out", type=Path, help="folder of config.json and metrics.jsonl")
 
+    sub = command("explore", _explore, "a group as a page on which rewards and objective can be changed")
+    sub.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="rollouts.jsonl of a run, or the run's folder; without it the paper's worked example",
+    )
+    sub.add_argument("--group", type=int, metavar="N", help="line of FILE, from 1; default: the first to see a push in")
+    sub.add_argument("--out", type=Path, default=Path("runs/explorer.html"), help="the page")
+    sub.add_argument("--open", action="store_true", help="show it in a browser")
+
     commands.add_parser("llm", help="on language models: llm train | eval | theorem | overlap | compare | plot")
     return parser
 
@@ -182,6 +197,38 @@ def _train(arguments: argparse.Namespace) -> int:
         last = rewards[-50:]
         print(f"reward {sparkline(_unit(rewards))} mean of the last {len(last)} updates: {sum(last) / len(last):.3f}")
     return _finish(arguments, {"config": dataclasses.asdict(config), "rows": result.rows}, result.finished)
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.out)
+    if arguments.file:
+        group, number, groups = read_group(arguments.file, arguments.group)
+        texts = _token_texts(arguments.file, group["completion_ids"])
+        tree = ProcessTree(group["completion_ids"], group["rewards"])
+        told = {name: group.get(name, "unknown") for name in ("update", "prompt")}
+        caption = f"Group {number} of {groups} in {arguments.file}, update {told['update']}. Prompt: {told['prompt']}"
+    elif arguments.group is not None:
+        raise ValueError(f"--group {arguments.group} needs FILE, the rollouts.jsonl of a run")
+    else:
+        tree = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS)
+        texts, caption = None, "This is the worked example of the paper."
+    page = write_text(arguments.out, tree.to_html(texts=texts, caption=caption)).as_uri()
+    print(f"{tree if texts is None else caption}\n\nThe page: {page}")
+    if arguments.open and not webbrowser.open(page):
+        print("minigrpo explore: no browser was found; open the page by hand", file=sys.stderr)
+    rows = [dataclasses.asdict(node) | {"children": len(node.children)} for node in tree.nodes]
+    return _finish(arguments, {"rows": rows, "rewards": tree.rewards}, True)
+
+
+def _token_texts(file: Path, completion_ids: list[list[int]]) -> list[list[str]] | None:
+    """The texts of a run's tokens; None, with the reason on stderr, where its tokenizer can't be had."""
+    try:
+        from minigrpo.llm.tokens import run_tokenizer, token_texts
+
+        return token_texts(run_tokenizer(file if file.is_dir() else file.parent), completion_ids)
+    except (ModuleNotFoundError, ValueError, OSError) as error:
+        print(f"minigrpo explore: tokens are shown as ids: {error}", file=sys.stderr)
+        return None
 
 
 def _env_argument(text: str) -> tuple[str, Any]:

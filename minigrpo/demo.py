@@ -12,10 +12,7 @@ from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap,
 from minigrpo.files import check_writable, write_json
 from minigrpo.report import Picture, Pre, report
 from minigrpo.text import failures, sparkline, table1_text, theorem_text
-from minigrpo.tree import ProcessTree
-
-WORKED_EXAMPLE = ("A B C D", "A B E F H I", "J K L M", "J K L N Q S T", "J K L N Q U", "V W Y Z")  # the paper's
-WORKED_REWARDS = (0.5, 0.5, 1.0, 0.0, 0.0, 0.5)
+from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
 
 TREE = (
     "Six completions of one prompt, each with one outcome reward. Completions that share a prefix share process steps: "

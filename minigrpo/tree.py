@@ -1,17 +1,23 @@
 """The tree of process steps over plain lists: the picture, and an oracle that shares no code with `steps`.
 
 It is written from the definition, by recursion: completions that share their next token go on together, and a node
-ends where they part or where one of them ends. Standard library only.
+ends where they part or where one of them ends. Standard library only; the page of `to_html` is made in `explorer`.
 Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from minigrpo.explorer import frame, page
+
+WORKED_EXAMPLE = ("A B C D", "A B E F H I", "J K L M", "J K L N Q S T", "J K L N Q U", "V W Y Z")  # the paper's
+WORKED_REWARDS = (0.5, 0.5, 1.0, 0.0, 0.0, 0.5)
 DEVIATIONS = {"std": statistics.stdev, "population": statistics.pstdev}
 
 
@@ -37,7 +43,8 @@ class ProcessTree:
         R(λ) = mean of r over λ
         A(λ) = (R(λ) − mean r) / (std r + eps)
 
-    `roots` are the first steps, `nodes` all of them, depth first; `str()` draws the tree.
+    `roots` are the first steps, `nodes` all of them, depth first; `str()` draws the tree, `to_html()` is a page on
+    which one can touch it, and a notebook shows that page.
 
     Args: completions: G ≥ 2 sequences of hashable tokens (lists of ids, lists of words, or strings), unpadded, of any
         lengths, at least one not empty; rewards: G finite numbers; scale, eps: as in `minigrpo.group_advantages`.
@@ -67,6 +74,7 @@ class ProcessTree:
         if scale not in ("std", "population", "none"):
             raise ValueError(f"scale must be one of none, population, std, got {scale!r}")
         self.mean = statistics.mean(self.rewards)  # exact, so that equal rewards have A = 0
+        self.scale, self.eps = scale, eps
         self._unit = 1.0 if scale == "none" else DEVIATIONS[scale](self.rewards) + eps
         self.roots = self._grow(range(len(self.completions)), 0)
 
@@ -107,6 +115,43 @@ class ProcessTree:
             steps.append(node)
             nodes = node.children
         return steps
+
+    def to_html(self, *, texts: Sequence[Sequence[str]] | None = None, caption: str = "") -> str:
+        """Make the explorer of this group: one HTML page, whole in itself, whose rewards and objective can be changed.
+
+        Args: texts: the text of each token, where the tokens are ids; caption: what the group is, the prompt say.
+        Raises: ValueError where `texts` does not have a text for each token of each completion.
+        """
+        if texts is None:
+            shown = [[str(token) for token in completion] for completion in self.completions]
+        else:
+            shown = [list(row) for row in texts]
+        if [len(row) for row in shown] != [len(completion) for completion in self.completions]:
+            expected, got = list(map(len, self.completions)), list(map(len, shown))
+            raise ValueError(f"texts must hold a text for each token, {expected} a completion, got {got}")
+        return page(
+            completions=shown,
+            rewards=self.rewards,
+            steps=list(self._places(self.roots, -1, itertools.count())),
+            scale=self.scale,
+            eps=self.eps,
+            joint=" " if texts is None else "",  # texts of a tokenizer bring their own spaces
+            caption=caption,
+        )
+
+    def _places(self, nodes: Sequence[Node], parent: int, number: Iterator[int]) -> Iterator[dict[str, Any]]:
+        """Yield where each node lies, depth first, with the number of its parent (−1: none)."""
+        for node in nodes:
+            own = next(number)
+            yield {"start": node.start, "length": len(node.tokens), "members": node.members, "parent": parent}
+            yield from self._places(node.children, own, number)
+
+    def _repr_html_(self) -> str:
+        """The explorer in a frame, for a notebook: its styles stay its own, and its numbers too."""
+        return frame(self.to_html(), lines=max(len(self.completions), len(self.nodes)))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         """Draw the tree: a line a step, with its reward R, advantage A and the size |λ| of its set."""
