@@ -74,7 +74,9 @@ def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, w
     if kinds[0] != kinds[1]:
         return f"{where} must have {kinds[0]} entries, got {got.dtype}"
     gap = (got.double() - want.double()).abs()
-    allowed = (rtol * want.double().abs().max() if want.numel() else 0.0) if kinds[0] == "float" else 0.0
+    allowed = (
+        (rtol * want.double().abs().nan_to_num(nan=0.0).max() if want.numel() else 0.0) if kinds[0] == "float" else 0.0
+    )
     wrong = ~(gap <= max(float(allowed), 1e-12)) & ~(want.isnan() & got.isnan())  # a reference is never NaN
     if not wrong.any():
         return None
