@@ -117,11 +117,12 @@ entropies = torch.tensor([group["entropy"] for group in groups])
 print(f"{len(groups)} groups; depth {depths.mean():.1f}, intermediate proportion {proportions.mean():.2f} on average")
 
 # %%
+COLORS = {0.4: "o#0072B2", 0.7: "s#E69F00", 1.0: "D#009E73", 1.3: "^#CC79A7"}
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharex=True)
 for axes, values, name in zip(panels, (depths, proportions), ("path depth", "intermediate proportion"), strict=True):
-    for temperature, marker in zip((0.4, 0.7, 1.0, 1.3), "osD^", strict=True):
+    for temperature, style in COLORS.items():
         chosen = torch.tensor([group["temperature"] == temperature for group in groups])
-        axes.plot(entropies[chosen], values[chosen], marker, alpha=0.8, label=f"{temperature}")
+        axes.plot(entropies[chosen], values[chosen], style[0], color=style[1:], alpha=0.8, label=f"{temperature}")
     axes.set(xlabel="entropy of the samples, nats per token", ylabel=f"mean {name}")
 panels[0].legend(title="temperature")
 figure.suptitle("How sure the model is, and how much its completions share")
@@ -204,13 +205,15 @@ for name, values in (("path depth", depths), ("intermediate proportion", proport
 # %%
 runs = json.loads(Path("../lessons/data/runs.json").read_text(encoding="utf-8"))["runs"]
 figure, axes = plt.subplots(figsize=(6.4, 3.4))
-for run in runs:
-    updates = [row["update"] for row in run["rows"]]
-    share = [row.get("intermediate_proportion") for row in run["rows"]]
-    pairs = [(u, s) for u, s in zip(updates, share, strict=True) if s is not None]
-    axes.plot(*zip(*pairs, strict=True), label=f"{run['objective']}, seed {run['seed']}", alpha=0.8)
-axes.set(xlabel="update", ylabel="mean intermediate proportion", title="How much completions share, as SmolLM2 trains")
-axes.legend(fontsize=7, ncols=2)
+kinds = sorted({(run["group_size"], run["temperature"], run["objective"]) for run in runs})
+for (size, heat, objective), color in zip(kinds, ("#0072B2", "#D55E00", "#56B4E9", "#E69F00"), strict=False):
+    same = [run for run in runs if (run["group_size"], run["temperature"], run["objective"]) == (size, heat, objective)]
+    shares = torch.tensor([[row["intermediate_proportion"] for row in run["rows"]] for run in same])  # (seeds, updates)
+    axes.plot(shares.T, color=color, alpha=0.25, linewidth=1)
+    axes.plot(shares.mean(dim=0), color=color, linewidth=2.5, label=f"{objective}, G = {size}, temperature {heat}")
+axes.set(xlabel="update", ylabel="mean intermediate proportion", title="Completions share more as SmolLM2 trains")
+axes.set_ylim(0, 1)
+axes.legend(fontsize=7, loc="lower right")
 plt.show()
 
 # %% [markdown]
