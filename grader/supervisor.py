@@ -21,7 +21,11 @@ import sys
 import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-UNSHARE_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x5000  # CLONE_NEWNS; MS_REC with MS_PRIVATE, with MS_BIND
+UNSHARE_MOUNTS, PRIVATE, BIND = (
+    0x20000,
+    0x44000,
+    0x5000,
+)  # CLONE_NEWNS; MS_REC with MS_PRIVATE, with MS_BIND
 SUBREAPER = 36
 WAITED = {signal.SIGCHLD, signal.SIGTERM}
 
@@ -141,7 +145,16 @@ def _open_way(needed: list[str]) -> None:
 
 
 def _mount(source: bytes, target: str, kind: bytes, flags: int) -> None:
-    _check(LIBC.mount(source, target.encode(), kind, ctypes.c_ulong(flags), b"mode=755" if kind else None), target)
+    _check(
+        LIBC.mount(
+            source,
+            target.encode(),
+            kind,
+            ctypes.c_ulong(flags),
+            b"mode=755" if kind else None,
+        ),
+        target,
+    )
 
 
 def _check(failed: int, what: str) -> None:
