@@ -1,4 +1,8 @@
-"""What a worker is given: the files, the environment, the namespaces."""
+"""What a worker is given: a copy of three of our files, the interpreter, an environment, and under bubblewrap no more.
+
+The interpreter runs without `site`, so that no .pth file, sitecustomize or PYTHON… variable has a say; the folders of
+installed packages are named to it one by one. Of the student's submission nothing but the text of the cells arrives.
+"""
 
 import os
 import shutil
@@ -14,13 +18,10 @@ SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersite
 
 
 def fill(stage: Path, allow, user: int | None) -> Path:
-    """Copy into `stage` what of ours the worker may read; the folder that it may write to."""
-    names = [
-        "grader/protocol.py",
-        "grader/worker.py",
-        *(f"grader/drivers/{p.name}" for p in (HERE / "drivers").glob("*.py")),
-    ]
-    for name in (*names, *(f"{module.replace('.', '/')}.py" for module in allow)):
+    """Copy into `stage` what of ours the worker may read; gives the folder in it that `user` may write to."""
+    drivers = (f"grader/drivers/{path.name}" for path in (HERE / "drivers").glob("*.py"))
+    allowed = (f"{module.replace('.', '/')}.py" for module in allow)
+    for name in ("grader/protocol.py", "grader/worker.py", *drivers, *allowed):
         target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
         for folder in list(target.relative_to(stage).parents)[:-1]:
@@ -36,25 +37,19 @@ def fill(stage: Path, allow, user: int | None) -> Path:
 
 
 def program(place: str, requests: int, answers: int, rlimits: dict[str, int]) -> str:
+    """What the interpreter in the sandbox is told to run."""
     path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
     return f"{path}\nfrom grader.worker import main; main({requests}, {answers}, {rlimits!r})"
 
 
 def bubblewrap(stage: str, disk: int) -> list[str]:
-    options = [
-        "--unshare-user",
-        "--unshare-all",
-        "--disable-userns",
-        "--die-with-parent",
-        "--new-session",
-    ]
-    options += [
-        "--cap-drop",
-        "ALL",
-        "--ro-bind-try",
-        "/etc/ld.so.cache",
-        "/etc/ld.so.cache",
-    ]
+    """The start of a command line that shows the rest of it, of the host, only the interpreter and `stage`, as /grader.
+
+    Everything is read-only but /tmp and /dev/shm, of `disk` bytes each. There is no network, no other process, no
+    privilege and no way to get one by another user namespace.
+    """
+    options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
+    options += ["--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
             options += ["--symlink", os.readlink(folder), folder]
@@ -65,23 +60,13 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
         options += ["--size", str(disk), "--tmpfs", folder]
     options += ["--ro-bind", BASE, BASE]
     if any(HERE.is_relative_to(folder) for folder in ("/usr", BASE)):
-        options += _cover(str(HERE.parent))
+        options += _cover(str(HERE.parent))  # this repository lies in what was bound
     for folder in SITES:
         options += ["--ro-bind", folder, folder]
         for name in ("minigrpo", "grader"):
             if os.path.isdir(f"{folder}/{name}"):
                 options += _cover(f"{folder}/{name}")
-    options += [
-        "--ro-bind",
-        stage,
-        "/grader",
-        "--chdir",
-        "/tmp",
-        "--remount-ro",
-        "/dev",
-        "--remount-ro",
-        "/",
-    ]
+    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
     return [shutil.which("bwrap"), *options, "--"]
 
 
@@ -91,12 +76,7 @@ def _cover(folder: str) -> list[str]:
 
 
 def environment(home: str, threads: int) -> dict[str, str]:
+    """All the environment there is: bubblewrap gets it too, as /proc/1/environ shows bubblewrap's."""
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
-    fixed = {
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": home,
-        "USER": "student",
-        "MPLBACKEND": "Agg",
-    }
+    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "student", "MPLBACKEND": "Agg"}
     return fixed | {f"{library}_NUM_THREADS": str(threads) for library in libraries}

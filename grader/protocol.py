@@ -41,12 +41,7 @@ def unpack(body: bytes, *, finite: bool) -> tuple[dict[str, str], object]:
     if not newline or len(header) > MAX_HEADER:
         raise ProtocolError("the frame has no header, or too long a one")
     try:
-        head = json.loads(
-            header.decode(),
-            object_pairs_hook=_unique,
-            parse_int=_int,
-            parse_constant=float,
-        )
+        head = json.loads(header.decode(), object_pairs_hook=_unique, parse_int=_int, parse_constant=float)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the header is not the JSON expected: {error}") from error
     if type(head) is not dict or "value" not in head:

@@ -3,8 +3,8 @@
     with Worker([("lab02.1", source)], isolation=best_isolation()) as worker:
         answer = worker.ask("call", "step_sizes", {"completion_ids": ids}, seconds=5.0)
 
-Three processes: the grader (here) → `supervisor.py` (trusted; another user, limits, watchdog, the end of all of it) →
-`worker.py` (hostile from the first cell on).
+Three processes: the grader (here) → `supervisor.py` (trusted: another user, the watchdog, the end of all of it) →
+`worker.py` (sets its limits, then hostile from the first cell on), given what `confine.py` says. For Linux.
 
 - "bubblewrap": namespaces of its own for users, processes, network and mounts. Of the host it sees, read-only, the
   interpreter, its libraries and a copy of three of our files; it writes to small tmpfs. Needs bubblewrap 0.8.
@@ -73,15 +73,7 @@ class Worker:
     stop the next; `cell_errors` says which did. `allow` names modules of minigrpo that the code may import.
     """
 
-    def __init__(
-        self,
-        cells,
-        *,
-        isolation: str,
-        setup: str = "",
-        limits: Limits = Limits(),
-        allow=(),
-    ):
+    def __init__(self, cells, *, isolation: str, setup: str = "", limits: Limits = Limits(), allow=()):
         if isolation not in ("bubblewrap", "reduced"):
             raise ValueError(f'isolation: got {isolation!r}, expected "bubblewrap" or "reduced"')
         self._cells = [["setup", setup], *map(list, cells)]
@@ -102,12 +94,7 @@ class Worker:
                     reason = pipe.read(4000).decode(errors="replace").strip()
                     raise SandboxError(f"isolation {self._isolation!r} fails here ({ready.kind}): {reason}")
             try:
-                loaded = self.ask(
-                    "load",
-                    "",
-                    {"cells": self._cells},
-                    seconds=self._limits.load_seconds,
-                )
+                loaded = self.ask("load", "", {"cells": self._cells}, seconds=self._limits.load_seconds)
             except ProtocolError as error:
                 loaded = self._fail("import", f"the cells cannot be sent: {error}")
             if isinstance(loaded, Answer) and type(loaded.value) is list:
@@ -171,17 +158,8 @@ class Worker:
         for descriptor in (self._requests, self._answers):
             stack.callback(os.close, descriptor)
             os.set_blocking(descriptor, False)
-        python = [
-            confine.PYTHON,
-            "-I",
-            "-S",
-            "-B",
-        ]  # no site: no .pth file, no sitecustomize, no user's own
-        command = [
-            *python,
-            "-c",
-            confine.program(stage if bare else "/grader", ours, theirs, self._rlimits()),
-        ]
+        python = [confine.PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
+        command = [*python, "-c", confine.program(stage if bare else "/grader", ours, theirs, self._rlimits())]
         if not bare:
             command = [*confine.bubblewrap(stage, self._limits.disk), *command]
         plan = {

@@ -18,10 +18,7 @@ from grader.protocol import ProtocolError, pack, unpack
 
 PLACE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Memory that is no process's own (memfd_create, memfd_secret, shmget, msgget) escapes the watchdog: calls to refuse.
-REFUSED = {
-    "x86_64": (0xC000003E, (319, 447, 29, 68)),
-    "aarch64": (0xC00000B7, (279, 447, 194, 186)),
-}
+REFUSED = {"x86_64": (0xC000003E, (319, 447, 29, 68)), "aarch64": (0xC00000B7, (279, 447, 194, 186))}
 
 
 def main(requests: int, answers: int, limits: dict[str, int]) -> None:
@@ -42,10 +39,7 @@ def _serve(namespace: dict, head: dict[str, str], value) -> bytes:
     ident, driver, function = head["id"], head["driver"], head["function"]
     try:
         if driver == "load":
-            return pack(
-                {"id": ident, "kind": "answer"},
-                [_run(namespace, *cell) for cell in value["cells"]],
-            )
+            return pack({"id": ident, "kind": "answer"}, [_run(namespace, *cell) for cell in value["cells"]])
         if function not in namespace:
             return pack({"id": ident, "kind": "missing"}, None)
         return pack({"id": ident, "kind": "answer"}, DRIVERS[driver](namespace, function, value))
@@ -91,20 +85,10 @@ def _restrain(limits: dict[str, int]) -> None:
     if platform.machine() not in REFUSED:
         return
     machine, calls = REFUSED[platform.machine()]
-    code = [
-        (0x20, 0, 0, 4),
-        (0x15, 1, 0, machine),
-        (0x06, 0, 0, 0x80000000),
-    ]  # another machine's calls: killed
-    code += [
-        (0x20, 0, 0, 0),
-        (0x35, len(calls) + 1, 0, 0x40000000),
-    ]  # x32 numbers: refused
+    code = [(0x20, 0, 0, 4), (0x15, 1, 0, machine), (0x06, 0, 0, 0x80000000)]  # another machine's calls: killed
+    code += [(0x20, 0, 0, 0), (0x35, len(calls) + 1, 0, 0x40000000)]  # x32 numbers: refused
     code += [(0x15, len(calls) - at, 0, call) for at, call in enumerate(calls)]
-    code += [
-        (0x06, 0, 0, 0x7FFF0000),
-        (0x06, 0, 0, 0x00050001),
-    ]  # allowed; refused with EPERM
+    code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050001)]  # allowed; refused with EPERM
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
     filter_ = ctypes.create_string_buffer(struct.pack("HP", len(code), ctypes.addressof(program)))
     prctl = ctypes.CDLL(None, use_errno=True).prctl

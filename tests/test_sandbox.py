@@ -1,6 +1,9 @@
 """A worker answers, says why where it does not, and is gone afterwards; tests/test_attacks.py has the hostile ones."""
 
+import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,3 +107,22 @@ def test_only_allowed_modules_of_the_package(isolation):
     with Worker([("a", source)], isolation=isolation, allow=["minigrpo.checks"]) as worker:
         assert worker.ask("call", "f", {}, seconds=5) == Answer("minigrpo.checks")
         assert worker.ask("call", "g", {}, seconds=5).detail.startswith("ModuleNotFoundError: minigrpo.steps cannot")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root hands over to another user")
+def test_the_way_through_a_private_folder(tmp_path):
+    place = tmp_path / "needed"
+    place.mkdir()
+    (place / "file").write_text("here")
+    (tmp_path / "secret").touch()
+    tmp_path.chmod(0o700)
+
+    def run(*before: str) -> str:
+        plan = {"command": ["/bin/sh", "-c", f"cat {place}/file >&2; ls {tmp_path} >&2"], "memory": 1 << 30}
+        plan |= {"user": confine.USERS[0], "needed": [str(place)]}
+        command = [*before, sys.executable, str(ROOT / "grader/supervisor.py"), json.dumps(plan)]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stderr
+
+    assert run() == "hereneeded\n"
+    if shutil.which("setpriv"):  # as in a container whose root may not mount
+        assert "closed to the user that student code runs as" in run("setpriv", "--bounding-set", "-sys_admin")
