@@ -113,7 +113,7 @@ class Worker:
         if self._failure:
             return self._failure
         deadline, ident = time.monotonic() + seconds, secrets.token_hex(16)
-        frame = pack({"id": ident, "driver": driver, "function": function}, arguments)
+        frame = pack({"id": ident, "driver": driver, "function": function}, arguments, finite=False)
         if _poll(self._answers, select.POLLIN, 0) & select.POLLIN:
             return self._fail("protocol", "it wrote before it was asked")
         return self._exchange(frame, ident, deadline)

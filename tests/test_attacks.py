@@ -48,7 +48,7 @@ def everywhere(data):
 def ident():
     "The id of the request being served, from the worker's own frames."
     caller = sys._getframe()
-    while "ident" not in caller.f_locals:
+    while type(caller.f_locals.get("ident")) is not str:
         caller = caller.f_back
     return caller.f_locals["ident"]
 
@@ -264,6 +264,7 @@ def test_values_that_are_not_plain(host):
     source = "\n".join(f"def f{at}(): return {value}" for at, value in enumerate(VALUES))
     outcomes = host.each(source, {f"f{at}": {} for at in range(len(VALUES))})
     assert [outcome.kind for outcome in outcomes] == ["protocol"] * len(VALUES)
+    assert host.worker.alive  # or all after the first would have failed for that reason alone
 
 
 def test_deep_answers(host):
