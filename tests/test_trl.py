@@ -163,7 +163,7 @@ CASES = {
     "clipping, three iterations": {"num_iterations": 3, "epsilon": 0.02},
     "accumulation too": ALL,
     "and LoRA": ALL | {"lora": True, "learning_rate": 0.005},
-    "truncated completions masked": {"mask_truncated_completions": True, "max_completion_length": 2},
+    "truncated completions masked": {"mask_truncated_completions": True, "max_completion_length": 4},
 }
 
 
@@ -172,7 +172,7 @@ CASES = {
 def test_training_is_policy_loss_on_the_same_batches(tmp_path, objective, case):
     """Three generations in TRL and by hand end at the same weights."""
     settings = {"beta": 0.0, "epsilon": 0.2, "num_iterations": 1, "learning_rate": 0.001} | CASES[case]
-    lora = settings.pop("lora", False)
+    lora, masked = settings.pop("lora", False), "mask_truncated_completions" in settings
     recorder = Recorder()
 
     def model():
@@ -186,6 +186,7 @@ def test_training_is_policy_loss_on_the_same_batches(tmp_path, objective, case):
         tmp_path,
         model=model(),
         reward_funcs=recorder,
+        deterministic=masked,
         more={"objective": objective},
         max_steps=3 * settings["num_iterations"],
         **settings,
@@ -202,7 +203,7 @@ def test_training_is_policy_loss_on_the_same_batches(tmp_path, objective, case):
         epsilon=settings["epsilon"],
         iterations=settings["num_iterations"],
         learning_rate=settings["learning_rate"],
-        truncated="mask_truncated_completions" not in settings,
+        truncated=not masked,
     )
     assert (clipped > 0) == (settings["num_iterations"] > 1)
     start = vector({name: value for name, value in model().named_parameters() if value.requires_grad})
