@@ -117,6 +117,10 @@ def logps_row_by_row(model, tokenizer, prompts, completions, T):
     return torch.stack(rows)
 
 
+# An older TRL's denominator also counts completions that were cut off and masked.
+COUNTS_MASKED = "loss_mask.sum()" not in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
 def by_hand(
     objective, model, tokenizer, batches, *, beta, epsilon, iterations, learning_rate, truncated=True, group_size=4
 ):
@@ -149,7 +153,15 @@ def by_hand(
             logps = logps_row_by_row(model, tokenizer, prompts, completions, T)
             clipped += ((((logps - old).exp() - 1).abs() > epsilon) & mask).sum().item()
             loss = minigrpo.policy_loss(
-                logps, old, advantages, step_weights, mask, epsilon=epsilon, beta=beta, ref_logps=ref
+                logps,
+                old,
+                advantages,
+                step_weights,
+                mask,
+                epsilon=epsilon,
+                beta=beta,
+                ref_logps=ref,
+                num_tokens=sum(map(len, completions)) if COUNTS_MASKED else None,
             )
             for value, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
                 value.data -= learning_rate * gradient
@@ -218,6 +230,18 @@ def test_metrics_count_every_token_once(tmp_path):
     assert other["entropy"] == pytest.approx(grpo["entropy"], rel=1e-9) != 0
     assert other["loss"] != pytest.approx(grpo["loss"], rel=1e-3)
     assert set(other) == set(grpo)
+
+
+def test_metrics_take_no_forward_pass_of_their_own(tmp_path, monkeypatch):
+    calls = []
+    whole = GRPOTrainer._get_per_token_logps_and_entropies
+    monkeypatch.setattr(
+        GRPOTrainer,
+        "_get_per_token_logps_and_entropies",
+        lambda *arguments, **keywords: calls.append(1) or whole(*arguments, **keywords),
+    )
+    run("lambda_grpo", tmp_path, max_steps=2)
+    assert len(calls) == 2
 
 
 def test_evaluation_has_groups_of_its_own_size(tmp_path):
