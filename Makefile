@@ -25,11 +25,12 @@ demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (h
 test: .venv/.installed-dev ## set up, then the tests
 	$(VENV_PY) -m pytest $(ARGS)
 
-test-trl: .venv-trl-oldest/.installed .venv-trl-newest/.installed ## test against the oldest and the newest TRL we claim
-	@set -e; for end in oldest newest; do \
-	  .venv-trl-$$end/bin/python -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
-	  .venv-trl-$$end/bin/python -m pytest tests/test_trl.py tests/test_trl_recipes.py $(ARGS); \
-	done
+test-trl: test-trl-oldest test-trl-newest ## test against the oldest and the newest TRL we claim
+
+test-trl-%: .venv/trl-%/.installed
+	@export PYTHONPATH="$(CURDIR)/.venv/trl-$*"; \
+	$(VENV_PY) -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
+	$(VENV_PY) -m pytest tests/test_trl.py tests/test_trl_recipes.py $(ARGS)
 
 lint: .venv/.installed-dev ## check style and format, change nothing
 	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
@@ -44,14 +45,10 @@ clean: ## remove caches and build output (keeps .venv and runs/)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A TRL of its own for each end of the range, beside torch and all else that the extras ask for.
-.venv-trl-%/.installed: pyproject.toml | .venv/.installed
-	@echo "Installing the $* TRL (a few minutes; log in .venv-trl-$*/install.log)"
-	@$(VENV_PY) -m venv .venv-trl-$*
+# One end of TRL's range, found before .venv's own TRL. --no-deps: both ends ask for what the extras have in .venv.
+.venv/trl-%/.installed: pyproject.toml Makefile | .venv/.installed-dev
 	@case $* in oldest) trl="trl==0.29.0";; newest) trl="trl==1.16.*";; esac; \
-	.venv-trl-$*/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  -e ".[llm,trl]" "$$trl" "pytest>=8.0,<10" "hypothesis>=6.100,<7" > .venv-trl-$*/install.log 2>&1 \
-	  || { echo "minigrpo: pip failed; see .venv-trl-$*/install.log" >&2; exit 1; }
+	$(call install,--no-deps --upgrade --target .venv/trl-$* "$$trl")
 	@touch $@
 
 # Runs every time, in a fraction of a second: makes .venv if there is none, or says what is wrong with the one there is.
