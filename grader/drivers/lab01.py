@@ -1,0 +1,41 @@
+"""Lab 01: NaN under the mask, and several calls in one case."""
+
+import torch
+
+NOT_FINITE = "NaN or infinity"  # stands for a tensor that holds one, since NaN does not travel
+
+
+def named(value):
+    """The value, or NOT_FINITE in its place."""
+    return NOT_FINITE if isinstance(value, torch.Tensor) and not value.isfinite().all() else value
+
+
+def finite(namespace, function, arguments):
+    """namespace[function](**arguments), or NOT_FINITE."""
+    return named(namespace[function](**arguments))
+
+
+def each(namespace, function, arguments):
+    """The answers to arguments["calls"], each of them a dict of arguments."""
+    return [finite(namespace, function, call) for call in arguments["calls"]]
+
+
+def masked_loss(namespace, function, arguments):
+    """{"loss", "grads"} as `loss_and_grads`; arguments["under_mask"] = "NaN" puts NaN in each float tensor there.
+
+    Only tensors in the shape of the mask have something under it.
+    """
+    arguments = dict(arguments)
+    wrt, under_mask, mask = arguments.pop("wrt"), arguments.pop("under_mask"), arguments["completion_mask"]
+    for name, value in arguments.items():
+        if under_mask == "NaN" and isinstance(value, torch.Tensor) and value.is_floating_point():
+            if value.shape == mask.shape:
+                arguments[name] = value.masked_fill(~mask, float("nan"))
+    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in wrt}
+    loss = namespace[function](**arguments | leaves)
+    loss.backward()
+    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    return {"loss": named(loss.detach()), "grads": {name: named(grad) for name, grad in grads.items()}}
+
+
+DRIVERS = {"finite": finite, "each": each, "masked_loss": masked_loss}
