@@ -141,10 +141,10 @@ figure, axes = plt.subplots(figsize=(6, 3.4))
 for a, colour, line in ((1.0, "#0072B2", "-"), (-1.0, "#D55E00", "--")):
     place = (torch.zeros(1, 1), torch.tensor([a]), torch.ones(1, 1, dtype=torch.bool))
     losses = [policy_loss(ratio.log().reshape(1, 1), *place, epsilon=0.2) for ratio in ratios]
-    axes.plot(ratios, losses, line, color=colour, label=f"a = {a:+.0f}")
+    axes.plot(ratios, losses, line, color=colour, label=f"advantage {a:+.0f}".replace("-", "−"))
 axes.axvspan(0.8, 1.2, color="#DDDDDD", zorder=0, label="1 ± ε")
 axes.set(xlabel="ratio π/π_old of the token", ylabel="loss of the token")
-axes.set_title("The clip stops a push once it has gone far enough, on one side only")
+axes.set_title("The clip stops a push, on one side only")
 axes.legend()
 plt.show()
 
@@ -156,7 +156,7 @@ plt.show()
 # comfortable 0.7. Sixteen walks are a group. The loop below is all there is to GRPO, and the three functions are yours.
 
 # %%
-def learn(seed: int, updates: int = 120, learning_rate: float = 5.0) -> list[float]:
+def learn(seed: int, updates: int = 120, learning_rate: float = 20.0) -> list[float]:
     """Train a table of logits; give the mean reward of each update's group."""
     envs, curve = make_envs("minigrpo/PathTree-v0", 16, n=1, r_neg=-0.5), []
     policy, generator = make_policy("tabular", 31, 2), torch.Generator().manual_seed(seed)
@@ -179,12 +179,12 @@ axes.plot(curves.T, color="#0072B2", alpha=0.45)
 for level, text in ((1.0, "the target"), (0.7, "the comfortable half")):
     axes.axhline(level, color="#D55E00", linestyle=":")
     axes.text(118, level + 0.03, text, ha="right", color="#D55E00")
-axes.set(xlabel="update", ylabel="mean reward of the group", ylim=(-0.5, 1.15))
+axes.set(xlabel="update", ylabel="mean reward of the group", ylim=(-0.4, 1.15))
 axes.set_title("Six seeds: every run learns, not every one finds the target")
 plt.show()
 
 # %% [markdown]
-# Play: `learning_rate=0.5`, other seeds, `n=2` or `r_neg=-1.5` in `make_envs`. Lab 06 comes back to this tree.
+# Play: `learning_rate=5.0`, other seeds, `n=2` or `r_neg=-1.5` in `make_envs`. Lab 06 comes back to this tree.
 
 # %% [markdown] exercise="lab01.4" points=2 minutes=7
 # **lab01.4** Halfway through training all sixteen walks of a group earn 0.7. What is the gradient of this update? What
