@@ -28,7 +28,7 @@ def draw_completions(rng: np.random.Generator, size: int = 6, vocabulary: int = 
 
 
 def pad(completions: Sequence[Sequence[int]], filler: int = 0) -> tuple[Tensor, Tensor]:
-    """Put completions into completion_ids int64 (G, T), with `filler` under the mask, and completion_mask bool (G, T)."""
+    """Make completion_ids int64 (G, T), with `filler` under the mask, and completion_mask bool (G, T)."""
     T = max(len(y) for y in completions)
     ids = torch.tensor([[*y, *[filler] * (T - len(y))] for y in completions])
     return ids, torch.tensor([[t < len(y) for t in range(T)] for y in completions])

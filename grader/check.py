@@ -1,4 +1,4 @@
-"""The public check that stands under each exercise: which case failed, what was expected, and which mistake it looks like."""
+"""The public check under each exercise: which case failed, what was expected, which mistake it looks like."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def check(exercise_id: str, function: Callable[..., Any]) -> bool:
     """
     exercise = find_exercise(exercise_id)
     if not callable(function):
-        raise TypeError(f"check takes your function, as in check({exercise_id!r}, {exercise.function}), got {function!r}")
+        example = f"check({exercise_id!r}, {exercise.function})"
+        raise TypeError(f"check takes your function, as in {example}, got {function!r}")
     lines, passed = public_report(exercise, function)
     print("\n".join(lines))
     return passed
@@ -29,7 +30,8 @@ def check(exercise_id: str, function: Callable[..., Any]) -> bool:
 
 def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[list[str], bool]:
     """Run the public cases and describe the outcome in lines."""
-    tried = [(part, attempt(exercise, function, case)) for part in exercise.parts for case in public_cases(exercise, part)]
+    cases = [(part, case) for part in exercise.parts for case in public_cases(exercise, part)]
+    tried = [(part, attempt(exercise, function, case)) for part, case in cases]
     failed = [(part, found) for part, found in tried if not found.passed]
     if not failed:
         points = f"{exercise.points} point{'s' * (exercise.points != 1)}"

@@ -142,13 +142,23 @@ class Exercise:
 
 
 @dataclass(frozen=True)
+class Artifact:
+    """Graded files of a lab: something trained, evaluated again by the grader."""
+
+    id: str  # "lab09.3"
+    points: int
+    files: tuple[str, ...]  # names in the submission
+    grade: Callable[[Mapping[str, bytes | None], int], list[dict]]  # (contents, seed) → name, points, earned, … a part
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One case with what was expected and what came: an answer, or the reason why there is none."""
 
     case: Case
     expected: Any
     answer: Any = None
-    error: str | None = None  # the exception's type name, "timeout", …
+    error: str | None = None  # "ValueError: …" where it was run here, the kind of the worker's failure where there
     wrong: str | None = None  # what differs; None where the answer is right
 
     @property
@@ -168,5 +178,5 @@ def _same(exercise: Exercise, mistake: Mistake, attempt: Attempt) -> bool:
     try:
         value = exercise.run(mistake.wrong, attempt.case)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return attempt.error == type(error).__name__
+        return (attempt.error or "").split(":")[0] == type(error).__name__
     return attempt.error is None and exercise.judge(attempt.case, value, attempt.answer) is None

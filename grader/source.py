@@ -128,6 +128,12 @@ def build(solutions: Path, labs: Path) -> dict[Path, str]:
     return made
 
 
+def stale(made: dict[Path, str], labs: Path) -> list[Path]:
+    """The generated files that are missing, differ from what was made, or have no source any more."""
+    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    return old + [path for path in sorted(labs.glob("*.ipynb")) if path not in made]
+
+
 def _check(lab: Lab, where: str) -> None:
     """Require that the cells with exercises and the grader's exercises are the same, with the same points."""
     graded = {exercise.id: exercise for exercise in exercises(lab.name)}
@@ -152,9 +158,9 @@ def _check(lab: Lab, where: str) -> None:
 def _check_code(cell: NotebookNode, exercise, points: int, where: str) -> None:
     if points != exercise.points:
         raise SourceError(f"{where}: {exercise.id} has {points} points here and {exercise.points} in grader/labs")
-    names = [node.name for node in ast.parse(cell.source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    if exercise.function not in names:
-        raise SourceError(f"{where}: {exercise.id} must define {exercise.function}, defines {', '.join(names) or 'none'}")
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    if exercise.function not in [node.name for node in ast.parse(cell.source).body if isinstance(node, definitions)]:
+        raise SourceError(f"{where}: {exercise.id} must define {exercise.function}")
 
 
 def _check_leaks(lab: Lab, made: dict[Path, str]) -> None:

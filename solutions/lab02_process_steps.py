@@ -53,6 +53,7 @@ print(ProcessTree([list(word) for word in words], rewards))
 # A completion that has ended before t is in no set of token t. For example in `[[7, 8], [7, 9], [7]]` the sets of
 # completion 0 are `[0, 1, 2]` at token 0 and `[0]` at token 1.
 
+
 # %% exercise="lab02.1" points=4 minutes=15 difficulty=1
 def process_sets(completions: list[list[int]]) -> list[list[list[int]]]:
     """Find the process set of every token, word for word from the definition.
@@ -82,6 +83,7 @@ check("lab02.1", process_sets)
 #
 # What stands under the mask may be any id, also that of a real token. A G × G × T tensor of comparisons is fine here
 # (`minigrpo` sorts instead, so that it needs no such tensor). Try it without a Python loop.
+
 
 # %% exercise="lab02.2" points=5 minutes=20 difficulty=2
 def step_sizes(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -121,6 +123,7 @@ plt.show()
 #
 # Along a completion the sets only shrink, so a new set is a smaller one. A *process step* is a maximal run of tokens
 # with the same set: `J K L N Q S T` has sizes 3 3 3 2 2 1 1, thus three steps, `J K L`, `N Q` and `S T`.
+
 
 # %% exercise="lab02.3" points=3 minutes=10 difficulty=1
 def process_steps(sizes: list[int]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The labs: what is committed is what the sources make, solutions score everything, stubs nothing, mistakes get their hint."""
+"""The labs: committed is what the sources make, solutions score all, stubs nothing, each mistake gets its hint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_committed_is_what_the_sources_make():
 def test_the_solution_passes_on_seeds_that_nobody_has_seen(exercise, solved):
     function = solved[exercise.id[:5]][exercise.function]
     for attempts in hidden(exercise, function, range(1000, 1003)).values():
-        assert all(found.passed for found in attempts), [(f.wrong, f.error, f.case) for f in attempts if not f.passed][:1]
+        assert not [(f.wrong, f.error, f.case) for f in attempts if not f.passed][:1]
     assert public_report(exercise, function)[1]
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from grader.exercise import Exercise
+from grader.exercise import Artifact, Exercise
 
 LABS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("lab[0-9][0-9].py")))
 
@@ -18,6 +18,12 @@ def exercises(lab: str) -> tuple[Exercise, ...]:
     if lab not in LABS:
         raise KeyError(f"lab must be one of {', '.join(LABS)}, got {lab!r}")
     return import_module(f"grader.labs.{lab}").EXERCISES
+
+
+def artifacts(lab: str) -> tuple[Artifact, ...]:
+    """The graded files of one lab; most have none."""
+    exercises(lab)  # refuses what does not exist
+    return vars(import_module(f"grader.labs.{lab}")).get("ARTIFACTS", ())
 
 
 def find_exercise(exercise_id: str) -> Exercise:

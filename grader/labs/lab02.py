@@ -43,14 +43,16 @@ def sets_without_itself(completions):
 
 def sets_cut_to_the_shortest(completions):
     return [
-        [[j for j, other in enumerate(completions) if other[: t + 1] == y[: len(other[: t + 1])]] for t in range(len(y))]
+        [[j for j, z in enumerate(completions) if z[: t + 1] == y[: len(z[: t + 1])]] for t in range(len(y))]
         for y in completions
     ]
 
 
 def duplicated(rng: np.random.Generator) -> list[list[int]]:
-    completions = draw_completions(rng, size=4)
-    return [*completions, list(completions[1]), list(completions[1])]
+    """Three identical completions, and three that differ from them at the first token but not at the others."""
+    first, *rest = rng.integers(3, size=5).tolist()
+    others = draw_completions(rng, size=2)
+    return [[first, *rest]] * 3 + [[3, *rest], [4, *rest[:3]], *others]
 
 
 def nested(rng: np.random.Generator) -> list[list[int]]:
@@ -234,7 +236,11 @@ EXERCISES = (
                 "your stop is the last token of the step. As in a slice, it is one past it.",
                 steps_with_last_token,
             ),
-            Mistake("last step lost", "the last step ends with the completion; you dropped it.", steps_without_the_last),
+            Mistake(
+                "last step lost",
+                "the last step ends where the completion ends; you dropped it.",
+                steps_without_the_last,
+            ),
             Mistake(
                 "a step for each token",
                 "you give each token a step of its own: a step is a maximal run of tokens with one size.",

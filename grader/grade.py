@@ -1,0 +1,214 @@
+"""Grading: each exercise in a worker of its own, each submission by itself, a folder of them resumed where it stopped.
+
+Nothing that a student wrote is imported or run in this process; a worker's answer is compared here, and only here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from grader.exercise import Artifact, Attempt, Exercise, Part, explain
+from grader.labs import artifacts, exercises
+from grader.sandbox import Answer, Failure, Worker
+from grader.submission import Submission, SubmissionError, read_submission
+from minigrpo.files import write_json
+
+VERSION = 1  # of the result's format and of the way cases are drawn: another one makes `grade` grade again
+KINDS = {  # what a failure of the worker is called in the feedback; nothing of the student's output is shown
+    "crash": "the code ended Python itself (os._exit, a crash, or a limit on processes or memory)",
+    "timeout": "the code did not answer in time",
+    "memory": "the code used too much memory",
+    "error": "the code raised an exception",
+    "protocol": "the answer is not of a kind that can be read (plain numbers, lists, dicts, tensors; no NaN)",
+    "missing": "the function is not there",
+    "import": "a cell that it needs raised an exception when it was run",
+}
+
+
+def load_manifest(labs: Path) -> dict:
+    """Read labs/manifest.json. Raises ValueError with what to do."""
+    path = labs / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} can't be read ({error}): run this where labs/ lies, or name it") from error
+
+
+def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int, isolation: str) -> dict:
+    """Grade one submission of one lab.
+
+    Args: submission; lab as in "lab02"; entry: the lab in the manifest; seed: the instructor's secret; isolation.
+    Returns: the result: points, and for each exercise its parts with what the student may read about them.
+    """
+    code = {exercise.id: exercise for exercise in exercises(lab)}
+    files = {artifact.id: artifact for artifact in artifacts(lab)}
+    rows = []
+    for row in entry["exercises"]:
+        if row["id"] in submission.problems and row["kind"] == "code":
+            parts = [_part(part, False, submission.problems[row["id"]]) for part in code[row["id"]].parts]
+        elif row["kind"] == "code":
+            parts = grade_exercise(code[row["id"]], submission, entry["setup"], seed, isolation)
+        elif row["kind"] == "artifact":
+            parts = grade_files(files[row["id"]], submission, seed)
+        else:
+            parts = []
+        earned = sum(part["earned"] for part in parts)
+        kept = {key: row[key] for key in ("id", "kind", "points")}
+        rows.append(kept | {"earned": earned, "parts": parts, "answer": submission.answers.get(row["id"])})
+    return result(submission.student, lab, submission.sha256, seed, isolation, rows)
+
+
+def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows: Sequence[dict], problem=None) -> dict:
+    """Put a submission's result together; `problem` says why nothing could be graded."""
+    return {
+        "student": student,
+        "lab": lab,
+        "sha256": sha256,
+        "seed": seed,
+        "isolation": isolation,
+        "version": VERSION,
+        "problem": problem,
+        "earned": sum(row["earned"] for row in rows),
+        "points": sum(row["points"] for row in rows),
+        "exercises": list(rows),
+    }
+
+
+def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed: int, isolation: str) -> list[dict]:
+    """Grade the parts of one exercise in a worker, and in a new one after each that died."""
+    cells, graded, worker = submission.cells_for(exercise.id), [], None
+    with ExitStack() as workers:
+        for part in exercise.parts:
+            attempts: list[Attempt] = []
+            for index in range(part.draws):
+                if worker is None or not worker.alive:
+                    worker = Worker(cells, setup=setup, isolation=isolation, allow=exercise.allow)
+                    workers.enter_context(worker)
+                case = exercise.case(part, seed, index)
+                answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
+                attempts.append(_attempt(exercise, case, answer, worker.cell_errors))
+                if not attempts[-1].passed:
+                    break
+            graded.append(_part(part, attempts[-1].passed, _feedback(exercise, part, attempts)))
+    return graded
+
+
+def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_errors: Sequence[str]) -> Attempt:
+    if isinstance(answer, Failure):
+        return Attempt(case, None, error="import" if answer.kind == "missing" and cell_errors else answer.kind)
+    expected = exercise.run(exercise.reference, case)
+    return Attempt(case, expected, answer.value, wrong=exercise.judge(case, expected, answer.value))
+
+
+def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> str:
+    """What a student reads of hidden cases: a sentence written beforehand, nothing of the cases themselves."""
+    if attempts[-1].passed:
+        return ""
+    if attempts[-1].error:
+        return KINDS[attempts[-1].error]
+    mistake = explain(exercise, attempts)
+    return mistake.hint if mistake else part.hint
+
+
+def _part(part: Part, passed: bool, feedback: str) -> dict:
+    return {
+        "name": part.name,
+        "points": part.points,
+        "earned": part.points if passed else 0,
+        "passed": passed,
+        "feedback": feedback,
+    }
+
+
+def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[dict]:
+    """Grade the files that an exercise asks for; they are read as data, here."""
+    return artifact.grade({name: submission.files.get(name) for name in artifact.files}, seed)
+
+
+def find_submissions(folder: Path) -> list[tuple[str, Path]]:
+    """List the submissions in a folder: each notebook, zip or folder in it, named after its student.
+
+    Raises: ValueError for a folder that does not exist or holds none, and for two submissions of one name.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"submissions must be a folder, got {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not (path.is_dir() or path.suffix in (".ipynb", ".zip")):
+            continue
+        if path.stem in found:
+            raise ValueError(f"two submissions are named {path.stem!r}: {found[path.stem].name} and {path.name}")
+        found[path.stem] = path
+    if not found:
+        raise ValueError(f"no submission in {folder}: it must hold a notebook, a zip or a folder for each student")
+    return list(found.items())
+
+
+def grade_folder(
+    folder: Path, lab: str, manifest: Mapping, seed: int, out: Path, isolation: str, *, jobs: int = 2, progress=True
+) -> Iterator[dict]:
+    """Grade every submission of a folder into out/auto/<student>.json, those that are new or have changed.
+
+    A submission that can't be graded gets a result that says why; none stops the others, and what is written stays.
+    Yields: each result, as it is finished. Raises: as `find_submissions`.
+    """
+    submissions = find_submissions(folder)
+    bar = tqdm(total=len(submissions), desc=lab, unit=" submissions", disable=not progress)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        work = {
+            pool.submit(_grade_path, path, student, lab, manifest[lab], seed, out, isolation): student
+            for student, path in submissions
+        }
+        for future in as_completed(work):
+            student = work[future]
+            if (failure := future.exception()) is not None:  # the grader's own fault: said, never the others' loss
+                why = f"the grader failed on this submission ({type(failure).__name__}: {failure}); grade it by hand"
+                yield _write(_nothing(student, lab, "", seed, isolation, manifest[lab], why), out)
+            else:
+                yield future.result()
+            bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+def _grade_path(path: Path, student: str, lab: str, entry: Mapping, seed: int, out: Path, isolation: str) -> dict:
+    extra = [name for artifact in artifacts(lab) for name in artifact.files]
+    try:
+        submission = read_submission(path, student, entry, extra)
+    except (SubmissionError, OSError) as error:
+        return _write(_nothing(student, lab, "", seed, isolation, entry, str(error)), out)
+    done = _read_result(out, student)
+    wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": VERSION, "lab": lab}
+    if done and all(done.get(key) == value for key, value in wanted.items()):
+        return done
+    return _write(grade_submission(submission, lab, entry, seed, isolation), out)
+
+
+def _nothing(student: str, lab: str, sha256: str, seed: int, isolation: str, entry: Mapping, why: str) -> dict:
+    """The result of a submission that could not be graded at all."""
+    rows = [
+        {key: row[key] for key in ("id", "kind", "points")} | {"earned": 0, "parts": [], "answer": None}
+        for row in entry["exercises"]
+    ]
+    return result(student, lab, sha256, seed, isolation, rows, problem=why)
+
+
+def _write(result: dict, out: Path) -> dict:
+    write_json(out / "auto" / f"{result['student']}.json", result)
+    return result
+
+
+def _read_result(out: Path, student: str) -> dict | None:
+    """A result of an earlier run, or None where there is none that can be read."""
+    try:
+        return json.loads((out / "auto" / f"{student}.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,245 @@
+"""A student's submission: one notebook, alone, in a folder or in a zip. It is read as data and never run here.
+
+Cells are found by the exercise in their metadata, else by the function they define; other metadata, outputs and claimed
+points are ignored. Sizes are capped, links and paths that lead outside are refused, and only expected names are read.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import stat
+import symtable
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 2**20
+LARGEST_NOTEBOOK = 8 * MIB  # with its pictures
+LARGEST_CELL = 100_000  # characters of code
+LARGEST_FILE = 64 * MIB  # an adapter
+MOST_MEMBERS = 200  # of a zip
+
+
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading a source may raise
+
+
+class SubmissionError(ValueError):
+    """A submission that can't be read; the sentence is for the student."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of code: what it defines at its top level, and every name it reads."""
+
+    place: int  # in the notebook
+    label: str  # the exercise, or "cell 7"
+    source: str
+    defines: frozenset[str]
+    reads: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a student handed in for one lab."""
+
+    student: str
+    sha256: str  # of all the bytes that are graded
+    exercises: Mapping[str, Cell]  # by exercise
+    helpers: tuple[Cell, ...]  # imports and definitions in other cells
+    answers: Mapping[str, str]  # the written ones, by exercise
+    files: Mapping[str, bytes]  # what else the lab asks for
+    problems: Mapping[str, str]  # why an exercise can't be graded, by exercise
+
+    def cells_for(self, exercise_id: str) -> list[tuple[str, str]]:
+        """The cells that an exercise needs, as they stand: its own, and those that define a name which these read.
+
+        So a cell that breaks costs only the exercises that use it.
+        """
+        own = self.exercises[exercise_id]
+        others = [*self.helpers, *(cell for name, cell in self.exercises.items() if name != exercise_id)]
+        needed, missing = [own], set(own.reads)
+        while found := [cell for cell in others if cell not in needed and cell.defines & missing]:
+            needed += found
+            missing = set().union(*(cell.reads for cell in found))
+        return [(cell.label, cell.source) for cell in sorted(needed, key=lambda cell: cell.place)]
+
+
+def read_submission(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
+    """Read the submission of one lab.
+
+    Args: path: a notebook, a zip made by `python -m grader submit`, or a folder that holds one of them;
+        student: who handed it in; entry: the lab in labs/manifest.json; extra_files: other names the lab asks for.
+    Raises: SubmissionError where there is no notebook, or none that can be read.
+    """
+    files = _files(path, {entry["notebook"], *extra_files})
+    notebooks = [name for name in files if name.endswith(".ipynb")]
+    if not notebooks:
+        raise SubmissionError(f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it")
+    if len(notebooks) > 1:
+        raise SubmissionError(f"{len(notebooks)} notebooks in {path.name}: hand in {entry['notebook']} alone")
+    cells = _cells(files[notebooks[0]])
+    digest = hashlib.sha256(b"".join(name.encode() + b"\0" + files[name] for name in sorted(files))).hexdigest()
+    extra = {name: content for name, content in files.items() if name not in notebooks}
+    return Submission(student, digest, files=extra, **_sort_cells(cells, entry["exercises"]))
+
+
+def _files(path: Path, names: set[str]) -> dict[str, bytes]:
+    """The expected files of a submission, and any notebook, by their bare names."""
+    if path.is_symlink():
+        raise SubmissionError(f"{path.name} is a link: hand in the file itself")
+    if path.is_dir():
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.is_symlink()]
+        zips = [p for p in inside if p.suffix == ".zip"]
+        if zips and not any(p.suffix == ".ipynb" for p in inside):
+            return _files(zips[0], names)
+        return _unique((p.name, _read(p)) for p in inside if _wanted(p.name, names))
+    if path.suffix == ".zip":
+        return _unzip(path, names)
+    if path.suffix == ".ipynb":
+        return {path.name: _read(path)}
+    raise SubmissionError(f"{path.name} is neither a notebook (.ipynb) nor a zip")
+
+
+def _wanted(name: str, names: set[str]) -> bool:
+    return name in names or name.endswith(".ipynb")
+
+
+def _unique(pairs) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name, content in pairs:
+        if name in files:
+            raise SubmissionError(f"{name} is there twice: hand in one")
+        files[name] = content
+    return files
+
+
+def _read(path: Path) -> bytes:
+    largest = LARGEST_NOTEBOOK if path.suffix == ".ipynb" else LARGEST_FILE
+    if path.stat().st_size > largest:
+        raise SubmissionError(
+            f"{path.name} is larger than {largest // MIB} MiB: clear its outputs and hand it in again"
+        )
+    return path.read_bytes()
+
+
+def _unzip(path: Path, names: set[str]) -> dict[str, bytes]:
+    """Read the expected members of a zip into memory; nothing is ever extracted."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+            if len(members) > MOST_MEMBERS:
+                raise SubmissionError(f"{path.name} holds {len(members)} files: hand in the zip that submit makes")
+            return _unique((Path(m.filename).name, _member(archive, m)) for m in members if _safe(m, names))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise SubmissionError(f"{path.name} can't be read as a zip ({error}): make it again with submit") from error
+
+
+def _safe(member: zipfile.ZipInfo, names: set[str]) -> bool:
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise SubmissionError(f"the zip holds a link, {member.filename!r}: hand in the zip that submit makes")
+    parts = re.split(r"[/\\]", member.filename)
+    if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
+        raise SubmissionError(f"the zip holds a path that leads outside, {member.filename!r}")
+    return _wanted(parts[-1], names) and "__MACOSX" not in parts and not parts[-1].startswith("._")
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    largest = LARGEST_NOTEBOOK if member.filename.endswith(".ipynb") else LARGEST_FILE
+    with archive.open(member) as file:
+        content = file.read(largest + 1)  # what the header claims about the size is not believed
+    if len(content) > largest:
+        raise SubmissionError(f"{member.filename!r} is larger than {largest // MIB} MiB")
+    return content
+
+
+def _cells(content: bytes) -> list[dict]:
+    """A notebook's cells as plain dicts with cell_type, source, metadata; nothing else of it is looked at."""
+    try:
+        notebook = json.loads(content.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise SubmissionError("the notebook is damaged (it is no JSON): save it again and hand it in again") from error
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise SubmissionError("the notebook has no cells: is it a notebook of version 4?")
+    read = []
+    for cell in cells:
+        if isinstance(cell, dict) and cell.get("cell_type") in ("code", "markdown"):
+            source = cell.get("source", "")
+            source = "".join(line for line in source if isinstance(line, str)) if isinstance(source, list) else source
+            metadata = cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {}
+            if isinstance(source, str):
+                source = source.encode("utf-8", "replace").decode()  # half a character could not be written again
+                read.append({"type": cell["cell_type"], "source": source, "exercise": metadata.get("exercise")})
+    return read
+
+
+def _sort_cells(cells: list[dict], rows: Sequence[Mapping]) -> dict:
+    """Find each exercise's cell: by its metadata, else by the name of its function."""
+    code = {row["id"]: row.get("function") for row in rows if row["kind"] != "written"}
+    written = {row["id"] for row in rows if row["kind"] == "written"}
+    found: dict[str, list[Cell]] = {exercise: [] for exercise in code}
+    answers: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    helpers, unclaimed = [], []
+    for place, cell in enumerate(cells, start=1):
+        exercise = cell["exercise"] if isinstance(cell["exercise"], str) else None
+        if exercise in written and cell["type"] == "markdown":
+            answers[exercise] = cell["source"]
+        elif cell["type"] == "code":
+            parsed = _parse(place, exercise if exercise in code else f"cell {place}", cell["source"])
+            (found[exercise] if exercise in code else unclaimed).append(parsed)
+    for exercise, function in code.items():
+        if not found[exercise] and function:
+            found[exercise] = [cell for cell in unclaimed if function in cell.defines]
+        if len(found[exercise]) > 1:
+            problems[exercise] = f"{len(found[exercise])} cells say they are {exercise}: keep one of them"
+        elif not found[exercise]:
+            problems[exercise] = f"no cell for {exercise}: take the lab's notebook and write in its cells"
+    kept = {exercise: cells[0] for exercise, cells in found.items() if exercise not in problems}
+    helpers = tuple(_definitions(cell) for cell in unclaimed if cell not in kept.values())
+    return {"exercises": kept, "helpers": helpers, "answers": answers, "problems": problems}
+
+
+def _parse(place: int, label: str, source: str) -> Cell:
+    """Read which names a cell defines and reads; what is no Python defines nothing, and fails where it is run."""
+    source = plain_python(source)
+    if len(source) > LARGEST_CELL:
+        source = f'raise ValueError("this cell is longer than {LARGEST_CELL} characters")'
+    return Cell(place, label, source, *_names(source))
+
+
+def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a cell binds at its top level, and those that it reads from there, in whatever scope."""
+    try:
+        top = symtable.symtable(source, "cell", "exec")
+    except NOT_PYTHON:
+        return frozenset(), frozenset()
+    defines = {name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()}
+    reads, tables = set(), [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        reads |= {n.get_name() for n in table.get_symbols() if n.is_referenced() and (table is top or n.is_global())}
+    return frozenset(defines), frozenset(reads)
+
+
+def plain_python(source: str) -> str:
+    """Drop IPython's magics and shell lines; a cell of another language becomes empty."""
+    if re.match(r"\s*%%(?!time|capture|timeit)", source):
+        return ""
+    return re.sub(r"(?m)^([ \t]*)[%!?].*$", r"\1pass", source)
+
+
+def _definitions(cell: Cell) -> Cell:
+    """Of a cell that is no exercise keep imports, functions, classes and assignments: no plots, no checks."""
+    keep = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+    try:
+        tree = ast.parse(cell.source)
+        tree.body = [node for node in tree.body if isinstance(node, keep)]
+        return _parse(cell.place, cell.label, ast.unparse(tree))
+    except NOT_PYTHON:
+        return _parse(cell.place, cell.label, "")
