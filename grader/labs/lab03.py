@@ -58,16 +58,13 @@ def conserved(arguments: Case, expected: Any, answer: Any) -> str | None:
     if not wrong or not isinstance(answer, Tensor) or answer.shape != expected.shape:
         return wrong
     mask = arguments["completion_mask"]
-    ours, theirs = ((values * mask).sum(dim=0) for value in (answer, arguments["rewards"]) for values in [_rows(value)])
+    ours = (answer * mask).sum(dim=0)
+    theirs = (arguments["rewards"].unsqueeze(-1) * mask).sum(dim=0)
     lost = ((ours - theirs).abs() > 1e-9).nonzero()
     if not len(lost):
         return wrong
     t = int(lost[0])
     return f"{wrong}. At token {t} your step rewards sum to {ours[t]:.4g}, the rewards there to {theirs[t]:.4g}"
-
-
-def _rows(value: Tensor) -> Tensor:
-    return value if value.ndim == 2 else value.unsqueeze(-1)
 
 
 def scored(completions: list[list[int]], rng: np.random.Generator) -> Case:
