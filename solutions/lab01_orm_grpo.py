@@ -109,7 +109,8 @@ check("lab01.2", token_logps)
 #
 # One token with ratio 1.5, a = 2 and ε = 0.2: min(3.0, 2.4) = 2.4. With a = −2: min(−3.0, −2.4) = −3.0.
 #
-# The check looks at the loss and at its gradient with respect to the tensors which it lists as `wrt`.
+# The check looks at the loss and at its gradient with respect to the tensors which it lists as `wrt`; those under
+# `under_mask` got NaN wherever the mask is False.
 
 # %% exercise="lab01.3" points=6 minutes=25 difficulty=2
 def policy_loss(

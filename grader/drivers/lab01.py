@@ -20,17 +20,12 @@ def each(namespace, function, arguments):
     return [finite(namespace, function, call) for call in arguments["calls"]]
 
 
-def masked_loss(namespace, function, arguments):
-    """{"loss", "grads"} as `loss_and_grads`; arguments["under_mask"] = "NaN" puts NaN in each float tensor there.
-
-    Only tensors in the shape of the mask have something under it.
-    """
+def finite_loss(namespace, function, arguments):
+    """{"loss", "grads"} as `loss_and_grads`; arguments["under_mask"] names tensors that get NaN under the mask."""
     arguments = dict(arguments)
-    wrt, under_mask, mask = arguments.pop("wrt"), arguments.pop("under_mask"), arguments["completion_mask"]
-    for name, value in arguments.items():
-        if under_mask == "NaN" and isinstance(value, torch.Tensor) and value.is_floating_point():
-            if value.shape == mask.shape:
-                arguments[name] = value.masked_fill(~mask, float("nan"))
+    wrt = arguments.pop("wrt")
+    for name in arguments.pop("under_mask", ()):
+        arguments[name] = arguments[name].masked_fill(~arguments["completion_mask"], float("nan"))
     leaves = {name: arguments[name].detach().clone().requires_grad_() for name in wrt}
     loss = namespace[function](**arguments | leaves)
     loss.backward()
@@ -38,4 +33,4 @@ def masked_loss(namespace, function, arguments):
     return {"loss": named(loss.detach()), "grads": {name: named(grad) for name, grad in grads.items()}}
 
 
-DRIVERS = {"finite": finite, "each": each, "masked_loss": masked_loss}
+DRIVERS = {"finite": finite, "each": each, "finite_loss": finite_loss}

@@ -96,6 +96,10 @@ def probabilities(logits, completion_ids):
     return minigrpo.token_logps(logits, completion_ids).exp()
 
 
+def with_the_sign_of_a_loss(logits, completion_ids):
+    return -minigrpo.token_logps(logits, completion_ids)
+
+
 def of_the_likeliest(logits, completion_ids):
     return logits.log_softmax(-1).max(-1).values
 
@@ -161,21 +165,21 @@ def mask_forgotten(logps, old_logps, advantages, completion_mask, epsilon):
     return policy_loss(logps, old_logps, advantages, torch.ones_like(completion_mask), epsilon)
 
 
-def draw_loss(rng: np.random.Generator, spread: float, *, wrt=("logps",), under_mask: str = "numbers") -> Case:
+def draw_loss(rng: np.random.Generator, spread: float, *, wrt=("logps",), nan: bool = False) -> Case:
     """Ragged rows; ratios between e^−spread and e^spread, both signs of the advantage, numbers under the mask."""
-    G, T = 4, 4
-    lengths = np.array([T, 1, 2, int(rng.integers(1, T))])
+    G, T = 4, 5
+    lengths = np.array([T, 1, 2, int(rng.integers(2, T))])
     old_logps = draw_logps(rng, G, T) - 0.5
     steps = rng.choice([-1.0, 1.0], size=(G, T)) * rng.uniform(0.4, 1.0, size=(G, T)) * spread
-    return {
+    case = {
         "logps": old_logps + torch.from_numpy(steps),
         "old_logps": old_logps,
         "advantages": torch.from_numpy(rng.permutation([-1.25, -0.5, 0.75, 1.5]) + 0.1 * rng.random()),
         "completion_mask": torch.from_numpy(np.arange(T) < lengths[:, None]),
         "epsilon": float(rng.choice([0.1, 0.2, 0.3])),
         "wrt": list(wrt),
-        "under_mask": under_mask,
     }
+    return case | {"under_mask": ["logps", "old_logps"]} if nan else case
 
 
 EXERCISES = (
@@ -194,16 +198,16 @@ EXERCISES = (
                 examples=({"calls": [{"rewards": torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), "eps": 1e-4}]},),
             ),
             Part(
-                "a group of equal rewards",
-                1,
-                with_equal_rewards,
-                "nobody in a group of equal rewards did better than another: each advantage is exactly 0.",
-            ),
-            Part(
                 "a group of one",
                 1,
                 with_a_group_of_one,
                 "a group of one has nothing to compare with: its advantage is 0.",
+            ),
+            Part(
+                "a group of equal rewards",
+                1,
+                with_equal_rewards,
+                "nobody in a group of equal rewards did better than another: each advantage is exactly 0.",
             ),
         ),
         mistakes=(
@@ -265,6 +269,11 @@ EXERCISES = (
                 "you return the logit of the token. Its log-probability is the logit minus ln Σᵥ exp zᵥ.",
                 without_normaliser,
             ),
+            Mistake(
+                "sign",
+                "you return −ln π, as cross-entropy does. A log-probability is never above 0.",
+                with_the_sign_of_a_loss,
+            ),
             Mistake("probabilities", "you return probabilities, we want their logarithm.", probabilities),
             Mistake(
                 "the likeliest token",
@@ -293,7 +302,7 @@ EXERCISES = (
         id="lab01.3",
         function="policy_loss",
         reference=policy_loss,
-        driver="masked_loss",
+        driver="finite_loss",
         judge=close(1e-6),
         parts=(
             Part(
@@ -311,7 +320,7 @@ EXERCISES = (
             Part(
                 "NaN under the mask",
                 1,
-                lambda rng: draw_loss(rng, 1.2, under_mask="NaN"),
+                lambda rng: draw_loss(rng, 1.2, nan=True),
                 "0 · NaN is NaN: take what is under the mask out before you compute with it, not after.",
             ),
             Part(

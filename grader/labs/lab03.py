@@ -34,6 +34,11 @@ def of_equal_tokens(rewards, completion_ids, completion_mask):
     return over_sets(both & (completion_ids.unsqueeze(0) == completion_ids.unsqueeze(1)), rewards)
 
 
+def zero_by_zero(rewards, completion_ids, completion_mask):
+    sets = minigrpo.same_prefix(completion_ids, completion_mask)
+    return over_sets(sets, rewards) * (sets.sum(dim=1) / sets.sum(dim=1))
+
+
 def summed(rewards, completion_ids, completion_mask):
     sizes = minigrpo.step_sizes(completion_ids, completion_mask)
     return minigrpo.process_rewards(rewards, completion_ids, completion_mask) * sizes
@@ -55,7 +60,8 @@ def outcome_rewards(rewards, completion_ids, completion_mask):
 def conserved(arguments: Case, expected: Any, answer: Any) -> str | None:
     """As `close`; and where a token's column does not sum to the rewards of those who are there, say so."""
     wrong = difference(expected, answer, 1e-9)
-    if not wrong or not isinstance(answer, Tensor) or answer.shape != expected.shape:
+    tensors = isinstance(expected, Tensor) and isinstance(answer, Tensor)
+    if not wrong or not tensors or answer.shape != expected.shape:
         return wrong
     mask = arguments["completion_mask"]
     ours = (answer * mask).sum(dim=0)
@@ -148,6 +154,11 @@ def one_seed_for_all(sample_outcome, prefix, samples, seed):
     return statistics.mean(outcomes), statistics.stdev(outcomes) / math.sqrt(samples)
 
 
+def a_seed_for_each(sample_outcome, prefix, samples, seed):
+    outcomes = [sample_outcome(prefix, torch.Generator().manual_seed(seed + k)) for k in range(samples)]
+    return statistics.mean(outcomes), statistics.stdev(outcomes) / math.sqrt(samples)
+
+
 def from_the_root(sample_outcome, prefix, samples, seed):
     return fresh_value(sample_outcome, [], samples, seed)
 
@@ -237,6 +248,7 @@ EXERCISES = (
         id="lab03.1",
         function="step_rewards",
         reference=minigrpo.process_rewards,
+        driver="finite",
         judge=conserved,
         parts=(
             Part(
@@ -261,6 +273,11 @@ EXERCISES = (
             ),
         ),
         mistakes=(
+            Mistake(
+                "0/0 under the mask",
+                "padding is in no set, so you divide 0 by |λ| = 0 there. Where the mask is False, R is 0.",
+                zero_by_zero,
+            ),
             Mistake(
                 "divided by G",
                 "you divided by G, not by |λ|: R is the mean over the members of the set.",
@@ -360,6 +377,11 @@ EXERCISES = (
                 "one seed for all",
                 "every one of your continuations is the same: you seed anew for each. Seed once, before the first.",
                 one_seed_for_all,
+            ),
+            Mistake(
+                "a seed for each",
+                "you make a generator for each continuation. Make one, and let all of them draw from it.",
+                a_seed_for_each,
             ),
             Mistake("from the root", "you sample whole completions: the prefix is not used.", from_the_root),
             Mistake(

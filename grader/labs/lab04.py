@@ -41,6 +41,20 @@ def _mean(advantages: Tensor, sets: Tensor) -> Tensor:
     return _sum(advantages, sets) / sets.sum(dim=1).clamp(min=1)
 
 
+def zero_by_zero(logps, old_logps, ref_logps, advantages, sets, completion_mask, beta):
+    """The right value, but 0 · NaN in the gradient under the mask."""
+    A = _sum(advantages, sets) / sets.sum(dim=1)
+    log_ratio = ref_logps.detach() - logps
+    terms = (logps - old_logps.detach()).exp() * A - beta * (log_ratio.exp() - log_ratio - 1)
+    return -terms[completion_mask].mean()
+
+
+def without_ratio(logps, old_logps, ref_logps, advantages, sets, completion_mask, beta):
+    log_ratio = ref_logps.detach() - logps
+    terms = (logps * _mean(advantages, sets) - beta * (log_ratio.exp() - log_ratio - 1)) * completion_mask
+    return -terms.sum() / completion_mask.sum()
+
+
 def by_prefix(rng: np.random.Generator, completions: list[list[int]], T: int) -> Tensor:
     """Log-probs float64 (G, T), equal where prefixes are, as a policy gives them; under the mask anything."""
     table: dict[tuple[int, ...], float] = {}
@@ -214,8 +228,17 @@ def of_the_losses(loss_a, loss_b, theta):
 
 
 def accumulated(loss_a, loss_b, theta):
-    a, b = gradients(loss_a, loss_b, theta)
-    return (b.norm() / a.norm().clamp(min=1e-3)).item()
+    """θ.grad is never cleared, nor is it from one gap to the next."""
+    theta.requires_grad_()
+    found = []
+    for loss in (loss_a, loss_b):
+        loss(theta).backward()
+        found.append(theta.grad.clone())
+    return ((found[0] - found[1]).norm() / found[0].norm().clamp(min=1e-3)).item()
+
+
+def accumulated_once(loss_a, loss_b, theta):
+    return accumulated(loss_a, loss_b, theta.detach().clone())
 
 
 def draw_pairs(rng: np.random.Generator, scale_a: float = 1.0, scale_b: float = 1.0) -> Case:
@@ -250,19 +273,25 @@ def of_the_theorem(rng: np.random.Generator) -> Case:
     }
 
 
+ACCUMULATED = (
+    "θ.grad still holds an earlier gradient when you read the next one: backward adds. Use a fresh copy of θ for each "
+    "loss, or torch.autograd.grad."
+)
+
 EXERCISES = (
     Exercise(
         id="lab04.1",
         function="prm_loss",
         reference=prm_loss,
-        driver="loss_and_grads",
+        driver="finite_loss",
         judge=close(1e-6),
         parts=(
             Part(
                 "one update, no KL",
                 2,
                 lambda rng: draw_loss(rng, off_policy=False),
-                "−1/Σ mask · Σ P·A over unmasked tokens, where A is the mean of a over the set of the token.",
+                "−1/Σ mask · Σ P·A over unmasked tokens, A being the mean of a over the token's set. Under the mask "
+                "sets are empty: beware of 0/0.",
             ),
             Part(
                 "other ratios, with KL",
@@ -283,6 +312,17 @@ EXERCISES = (
                 "the value is right, and that is the theorem! But you used aᵢ, which is L_GRPO: the gradient of each "
                 "single token's log-prob gives you away. Put A_{i,t}, the mean of a over the set, in its place.",
                 variant(A=lambda a, sets: a.unsqueeze(-1)),
+            ),
+            Mistake(
+                "0/0 under the mask",
+                "the value is right, but the gradient is NaN: under the mask |λ| = 0, your A is 0/0, and its NaN comes "
+                "back in the gradient, even if you select afterwards. Keep the denominator at 1 or more.",
+                zero_by_zero,
+            ),
+            Mistake(
+                "no ratio",
+                "you weigh ln π_θ where the ratio P = π_θ/π_old belongs.",
+                without_ratio,
             ),
             Mistake(
                 "summed over the set",
@@ -342,7 +382,7 @@ EXERCISES = (
                 "sets of one token",
                 1,
                 draw_sets,
-                "completions with equal tokens 0…t go into one set, each completion into exactly one.",
+                "equal tokens 0…t make a set, each completion is in exactly one; sets go by their first members.",
                 examples=({"completions": [[7, 8], [7, 9], [7], [7, 8, 5]], "t": 1},),
             ),
             Part(
@@ -453,12 +493,8 @@ EXERCISES = (
             ),
         ),
         mistakes=(
-            Mistake(
-                "gradients accumulated",
-                "θ.grad still holds the first gradient when you read the second: backward adds. Use a fresh copy of θ, "
-                "or torch.autograd.grad.",
-                accumulated,
-            ),
+            Mistake("gradients accumulated", ACCUMULATED, accumulated),
+            Mistake("gradients accumulated between two losses", ACCUMULATED, accumulated_once),
             Mistake("no floor", "where ∇a is almost 0, so is your denominator: it is at least 1e-3.", without_floor),
             Mistake(
                 "floor added",
