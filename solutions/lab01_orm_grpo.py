@@ -19,7 +19,7 @@
 # | 3. write the clipped loss, with masks | 6 | 25 |
 # | 4. train, look, answer two questions | 4 | 15 |
 #
-# **Needs** lesson 01 (`lessons/01_policy_gradients_to_grpo.ipynb`) and two CPU cores; the training takes some seconds.
+# **Needs** lesson 01 (`lessons/01_policy_gradients_to_grpo.ipynb`) and two CPU cores; training takes half a minute at most.
 # **Rules** Write your code in the exercise cells. They are graded in a sandbox that knows `torch`, `numpy` and the
 # names of the next cell, but not `minigrpo`, which holds the answers.
 
@@ -146,7 +146,7 @@ for a, colour, line in ((1.0, "#0072B2", "-"), (-1.0, "#D55E00", "--")):
 axes.axvspan(0.8, 1.2, color="#DDDDDD", zorder=0, label="1 ± ε")
 axes.set(xlabel="ratio π/π_old of the token", ylabel="loss of the token")
 axes.set_title("The clip stops a push, on one side only")
-axes.legend()
+axes.legend(loc="center left")
 plt.show()
 
 # %% [markdown]
