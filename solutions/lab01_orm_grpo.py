@@ -19,7 +19,7 @@
 # | 3. write the clipped loss, with masks | 6 | 25 |
 # | 4. train, look, answer two questions | 4 | 15 |
 #
-# **Needs** lesson 01 (`lessons/01_policy_gradients_to_grpo.ipynb`) and two CPU cores; training takes half a minute at most.
+# **Needs** lesson 01 (`lessons/01_policy_gradients_to_grpo.ipynb`) and two CPU cores; training takes half a minute.
 # **Rules** Write your code in the exercise cells. They are graded in a sandbox that knows `torch`, `numpy` and the
 # names of the next cell, but not `minigrpo`, which holds the answers.
 

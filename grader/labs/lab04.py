@@ -495,6 +495,11 @@ EXERCISES = (
         mistakes=(
             Mistake("gradients accumulated", ACCUMULATED, accumulated),
             Mistake("gradients accumulated between two losses", ACCUMULATED, accumulated_once),
+            Mistake(
+                "always 0",
+                "your gap is 0 for any two losses. Do both of your gradients name one and the same tensor, θ.grad?",
+                lambda loss_a, loss_b, theta: 0.0,
+            ),
             Mistake("no floor", "where ∇a is almost 0, so is your denominator: it is at least 1e-3.", without_floor),
             Mistake(
                 "floor added",
