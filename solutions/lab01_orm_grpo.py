@@ -48,6 +48,7 @@ from minigrpo.rollout import make_envs, sample_group
 # - all rewards are equal. Exactly 0 then, also where rounding makes the mean of 0.1, 0.1, 0.1 a little more than 0.1;
 # - a group of one (G = 1), which has nobody to be compared with.
 
+
 # %% exercise="lab01.1" points=4 minutes=15 difficulty=1
 def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     """Compare each completion's reward with its group.
@@ -76,6 +77,7 @@ check("lab01.1", group_advantages)
 #
 # Place t of the logits predicts token t: nothing has to be shifted. Logits `[1, 3]` and token 0 give
 # 1 − ln(e¹ + e³) = −2.1269. Logits may be hundreds apart; the answer must still be finite.
+
 
 # %% exercise="lab01.2" points=3 minutes=10 difficulty=1
 def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ check("lab01.2", token_logps)
 #
 # The check looks at the loss and at its gradient with respect to the tensors which it lists as `wrt`; those under
 # `under_mask` got NaN wherever the mask is False.
+
 
 # %% exercise="lab01.3" points=6 minutes=25 difficulty=2
 def policy_loss(
@@ -155,6 +158,7 @@ plt.show()
 # The task is a binary tree of depth 4 (`minigrpo/PathTree-v0`). Each action is a token, L or R. One path of the
 # sixteen pays 1.0; those that share its first action and then miss it pay −0.5; the other half of the tree pays a
 # comfortable 0.7. Sixteen walks are a group. The loop below is all there is to GRPO, and the three functions are yours.
+
 
 # %%
 def learn(seed: int, updates: int = 120, learning_rate: float = 20.0) -> list[float]:

@@ -61,6 +61,7 @@ mask = torch.tensor([[t < len(word) for t in range(7)] for word in words])
 # Averaging conserves sums: at every token t the step rewards of those who are still there sum to their rewards,
 # $\sum_i R_{i,t} = \sum_i r_i$. Use it to find your own errors.
 
+
 # %% exercise="lab03.1" points=4 minutes=15 difficulty=2
 def step_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """Give each token the mean reward of the completions that share its prefix.
@@ -90,6 +91,7 @@ check("lab03.1", step_rewards)
 #
 # Mean and unbiased std are those of the outcome rewards r, in which each completion counts once. In the worked example
 # mean r = 0.4167 and std r = 0.3764, so M has (1 − 0.4167) / 0.3765 = 1.55 and J K L has −0.22.
+
 
 # %% exercise="lab03.2" points=3 minutes=10 difficulty=1
 def step_advantages(step_rewards: Tensor, rewards: Tensor, completion_mask: Tensor, eps: float = 1e-4) -> Tensor:
@@ -139,6 +141,7 @@ plt.show()
 #
 # Outcomes 1, 0, 0, 1 give Q̂ = 0.5 and se = 0.5774 / 2 = 0.2887.
 
+
 # %% exercise="lab03.3" points=4 minutes=15 difficulty=2
 def fresh_value(sample_outcome, prefix: list[int], samples: int, seed: int) -> tuple[float, float]:
     """Estimate the value of a prefix from fresh continuations.
@@ -168,6 +171,7 @@ check("lab03.3", fresh_value)
 # \operatorname{variance} = \frac{1}{K-1}\sum_k \big(\hat Q_k - \operatorname{mean}_k \hat Q_k\big)^2$$
 #
 # Estimates 1, 2, 6 of the truth 2 have bias 1 and variance 7.
+
 
 # %% exercise="lab03.4" points=2 minutes=10 difficulty=1
 def bias_and_variance(estimates: Tensor, truth: float) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ from grader import check
 # is −(0 + 1 + 0 − 1) / 4 = 0. GRPO's is −(1 + 1 − 1 − 1) / 4 = 0, too. But the gradient at each X is not the same: 0
 # here, ∓1/4 there. The check looks at the gradient of every single log-prob, so it can tell the two losses apart.
 
+
 # %% exercise="lab04.1" points=5 minutes=20 difficulty=2
 def prm_loss(
     logps: Tensor,
@@ -90,6 +91,7 @@ check("lab04.1", prm_loss)
 #
 # In `[[7, 8], [7, 9], [7], [7, 8, 5]]` the sets of token 1 are `[[0, 3], [1]]`: completion 2 has ended.
 
+
 # %% exercise="lab04.2" points=2 minutes=10 difficulty=1
 def step_sets(completions: list[list[int]], t: int) -> list[list[int]]:
     """Cut the completions that have a token t into the sets that agree on tokens 0…t.
@@ -127,6 +129,7 @@ check("lab04.2", step_sets)
 # the lines part; that is how you see where the proof needs it.
 #
 # One set of two members with ratios 1 and 3, a = 1 and 2, at the only token: the lines are 7, 7, 3, 3 and 6.
+
 
 # %% exercise="lab04.3" points=4 minutes=20 difficulty=2
 def proof_lines(
@@ -191,6 +194,7 @@ plt.show()
 # For $L_a = \theta_1^2 / 2$ and $L_b = \theta_1 \theta_2$ at θ = (3, 4) the gradients are (3, 0) and (4, 3), and the
 # gap is √10 / 3 = 1.0541.
 
+
 # %% exercise="lab04.4" points=3 minutes=10 difficulty=2
 def gradient_gap(loss_a, loss_b, theta: Tensor) -> float:
     """Measure how far the gradients of two losses are apart.
@@ -216,6 +220,7 @@ check("lab04.4", gradient_gap)
 # %% [markdown]
 # Now try to catch the theorem out. Each random group has six completions of at most five tokens; θ holds the logits of
 # every prefix. `losses` gives three functions of θ: GRPO's loss, your own with process rewards, and λ-GRPO's.
+
 
 # %%
 def losses(rng: np.random.Generator) -> list:
