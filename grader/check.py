@@ -18,7 +18,8 @@ PUBLIC_SEED = 0  # the instructor's seed is another one
 def check(exercise_id: str, function: Callable[..., Any]) -> None:
     """Try a function on the public cases of an exercise and print what was found.
 
-    Hidden cases are drawn when the lab is graded. Raises: KeyError for an exercise that does not exist, TypeError for something that can't be called.
+    Hidden cases are drawn when the lab is graded.
+    Raises: KeyError for an exercise that does not exist, TypeError for something that can't be called.
     """
     exercise = find_exercise(exercise_id)
     if not callable(function):
