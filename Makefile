@@ -13,14 +13,17 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo test test-trl lint format bench clean
+.PHONY: help venv demo notebooks test test-trl lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (half a minute)
 	$(VENV_PY) -m minigrpo demo $(ARGS)
+
+notebooks: .venv/.installed ## set up, then open lessons and labs in Jupyter
+	$(VENV_PY) -m jupyter lab $(ARGS)
 
 test: .venv/.installed-dev ## set up, then the tests
 	$(VENV_PY) -m pytest $(ARGS)
