@@ -13,7 +13,7 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo test test-trl lint format bench clean
+.PHONY: help venv demo test test-trl lessons lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -30,6 +30,9 @@ test-trl: .venv-trl-oldest/.installed .venv-trl-newest/.installed ## test agains
 	  .venv-trl-$$end/bin/python -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
 	  .venv-trl-$$end/bin/python -m pytest tests/test_trl.py tests/test_trl_recipes.py $(ARGS); \
 	done
+
+lessons: .venv/.installed-dev ## run the lessons again, in place (ARGS=02: one); test ARGS="-m lessons" compares
+	$(VENV_PY) lessons/run.py $(ARGS)
 
 lint: .venv/.installed-dev ## check style and format, change nothing
 	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
