@@ -123,12 +123,10 @@ def test_opens_with_what_it_teaches_needs_and_takes(path, lesson):
     header = "\n".join(cell.source for cell in lesson.cells[:setup])
     assert header.startswith(f"# Lesson {path.stem[:2]} · ")
     assert [word for word in ("learn", "need", "two", "cores", "read") if word not in header.lower()] == []
-    stated = re.search(
-        r"(\d+)\s*(s|seconds?|min|minutes?)\b[^|\n]*\brun\b|\brun\b[^|\n]*?(\d+)\s*(s|seconds?|min|minutes?)\b", header
-    )
-    assert stated, "the header says in seconds or minutes how long the lesson takes to run"
-    number, unit = (stated[1], stated[2]) if stated[1] else (stated[3], stated[4])
-    assert 0 < int(number) * (60 if unit.startswith("min") else 1) <= ONE
+    stated = re.search(r"(half a|a|\d+) (s|seconds?|minutes?) to run on two cores", header)
+    assert stated, "the header says '30 s to run on two cores', 'half a minute to run on two cores' or the like"
+    number = {"half a": 0.5, "a": 1.0}.get(stated[1]) or float(stated[1])
+    assert 0 < number * (60 if stated[2].startswith("minute") else 1) <= ONE
 
 
 def test_closes_with_summary_quiz_and_what_comes_next(lesson):
@@ -184,18 +182,21 @@ def test_claims_name_what_exists(lesson):
             }
             assert test in defined, span
     for command in (span.partition("-m minigrpo ")[2] for span in spans if re.match(r"python3? -m minigrpo \w", span)):
-        first, *rest = shlex.split(command)
-        if first == "llm":
-            llm.build_parser().parse_args(rest)
+        words = shlex.split(command)
+        parser = llm.build_parser() if words[0] == "llm" else build_parser()
+        arguments = words[words[0] == "llm" :]
+        if len(arguments) == 1:  # the bare name of a command, which may need more to run
+            with pytest.raises(SystemExit, match="^0$"):
+                parser.parse_args([*arguments, "--help"])
         else:
-            build_parser().parse_args([first, *rest])
+            parser.parse_args(arguments)
 
 
 def test_has_key_numbers(lesson):
     cells = key_cells(lesson)
     assert cells
     for cell in cells:
-        assert NUMBER.search(text_outputs(cell)), cell.source
+        assert text_outputs(cell).strip(), cell.source
         assert 0 < cell.metadata.get("rtol", 1e-3) <= 0.5
     assert [cell.source for cell in code(lesson) if "rtol" in cell.metadata and cell not in cells] == []
 
