@@ -13,7 +13,7 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo notebooks test test-trl lint format bench clean
+.PHONY: help venv demo notebooks test test-trl lessons lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -34,6 +34,9 @@ test-trl-%: .venv/trl-%/.installed
 	@export PYTHONPATH="$(CURDIR)/.venv/trl-$*"; \
 	$(VENV_PY) -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
 	$(VENV_PY) -m pytest tests/test_trl.py tests/test_trl_recipes.py $(ARGS)
+
+lessons: .venv/.installed-dev ## run the lessons again, in place (ARGS=02: one); test ARGS="-m lessons" compares
+	$(VENV_PY) lessons/run.py $(ARGS)
 
 lint: .venv/.installed-dev ## check style and format, change nothing
 	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
