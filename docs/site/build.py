@@ -19,7 +19,8 @@ ROOT = SITE.parents[1]
 BUILD = ROOT / "build" / "site"
 SOURCE, HTML = BUILD / "source", BUILD / "html"
 PAGES = ("lessons/*.ipynb", "labs/*.ipynb", "*.md", "docs/*.md", "benchmarks/*.md", "labs/gpu/*.md")
-LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+CODE = r"```.*?```|`[^`\n]*`"  # what stands in it is no link
+LINK = re.compile(CODE + r"|\]\((?!https?:|mailto:|#)(?P<to>[^)\s#]+)(?P<part>#[^)\s]*)?\)", re.DOTALL)
 
 
 def repository() -> str:
@@ -69,10 +70,10 @@ def links(text: str, name: str) -> str:
     kept = {*pages(), *(f"{page.stem}.md" for page in SITE.glob("*.md"))}
 
     def turned(link: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(name), link[1]))
-        if target in kept or target.startswith("docs/img/"):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(name), link["to"] or ""))
+        if link["to"] is None or target in kept or target.startswith("docs/img/"):
             return link[0]
-        return f"{repository()}/blob/main/{target}{link[2] or ''}"
+        return f"]({repository()}/blob/main/{target}{link['part'] or ''})"
 
     return LINK.sub(turned, text)
 

@@ -13,6 +13,7 @@ language = "en"
 
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
 nb_execution_mode = "off"  # the notebooks are committed with their outputs
+nb_ipywidgets_js = {}  # no page fetches a script from elsewhere
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
