@@ -13,7 +13,7 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo notebooks test test-trl lessons lint format bench clean
+.PHONY: help venv demo notebooks test test-trl lessons lint format bench site clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -46,6 +46,10 @@ format: .venv/.installed-dev ## mend style and format
 
 bench: .venv/.installed ## run every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "Running $$script"; $(VENV_PY) "$$script" $(ARGS); done
+
+site: .venv/.installed-site ## build the course site into build/site/html, offline
+	@$(VENV_PY) docs/site/build.py
+	@echo "The site is there: build/site/html/index.html"
 
 clean: ## remove caches and build output (keeps .venv and runs/)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
@@ -86,4 +90,9 @@ venv:
 .venv/.installed-dev: .venv/.installed
 	@echo "Installing what the tests need (log in .venv/install.log)"
 	@$(call install,-e ".[dev]")
+	@touch $@
+
+.venv/.installed-site: .venv/.installed
+	@echo "Installing what the site needs (log in .venv/install.log)"
+	@$(call install,-e ".[site]")
 	@touch $@

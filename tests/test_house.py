@@ -27,7 +27,7 @@ def test_requirements_stand_in_pyproject_with_the_same_bounds():
     student = {r.name: r.specifier for r in (Requirement(x) for x in lines if x and not x.startswith("#"))}
     extras = PROJECT["optional-dependencies"]
     core = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
-    student_extras = set(extras) - {"dev", "trl", "browser"}
+    student_extras = set(extras) - {"dev", "trl", "browser", "site"}
     optional = {r.name: r.specifier for name in student_extras for r in map(Requirement, extras[name])}
     assert student == core | optional
     assert {"torch", "transformers", "gymnasium", "jupyter", "matplotlib", "datasets"} <= set(student)
