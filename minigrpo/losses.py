@@ -26,8 +26,7 @@ def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
     check_tensor("logits", logits, "float")
     check_tensor("completion_ids", completion_ids, "int", logits.shape[:-1])
     check_ids(completion_ids, logits.shape[-1])
-    chosen = logits.gather(-1, completion_ids.long().unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(dim=-1)
+    return logits.log_softmax(dim=-1).gather(-1, completion_ids.long().unsqueeze(-1)).squeeze(-1)
 
 
 def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:

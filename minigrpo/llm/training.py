@@ -38,6 +38,7 @@ from minigrpo.files import write_bytes, write_json
 from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
 from minigrpo.llm.forward import (
     FORWARDS,
+    TREE,
     Costs,
     choose,
     costs_of,
@@ -79,8 +80,7 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
     torch.manual_seed(settings.seed)  # of the adapters' first weights
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
     loaded = load_model(settings.model, device=settings.device)
-    if settings.attention != "default":
-        set_attention(loaded.model, settings.attention)
+    set_attention(loaded.model, settings.attention)
     model, tokenizer = prepare(loaded.model, settings), loaded.tokenizer
     reference = reference_of(model, settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -281,7 +281,13 @@ def prepare(model: nn.Module, settings: Settings) -> nn.Module:
 
 
 def set_attention(model: PreTrainedModel, kind: str) -> None:
-    """Switch the model's attention. Raises: ValueError for one that it lacks."""
+    """Switch the model's attention; "default" is its own, with blocks for packed trees where that is sdpa.
+
+    Raises: ValueError for one that it lacks.
+    """
+    if kind == "default":
+        own = model.config._attn_implementation
+        kind = TREE if own == "sdpa" else own
     try:
         model.set_attn_implementation(kind)
     except ValueError as error:
