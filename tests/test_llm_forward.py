@@ -55,9 +55,8 @@ from minigrpo.llm.forward import (
     select,
     shared_logps,
     ways_of,
-    window_of,
 )
-from minigrpo.llm.sampling import Samples, completion_logps, sample_completions
+from minigrpo.llm.sampling import Samples, completion_logps, sample_completions, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.packing import ancestor_blocks, ancestor_mask, pack, tree_loss, unpack
 

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minigrpo.llm.sampling import Samples, completion_logps, positions
+from minigrpo.llm.sampling import Samples, completion_logps, positions, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.losses import token_logps
 from minigrpo.packing import (
@@ -326,11 +326,6 @@ def draws_dropout(model: PreTrainedModel, samples: Samples) -> bool:
     first, second = padded_logps(model, samples), padded_logps(model, samples)
     model.train(was_training)
     return not torch.equal(first, second)
-
-
-def window_of(model: PreTrainedModel) -> float:
-    """How many tokens a model's sliding window spans, ∞ where it has none."""
-    return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
 
 
 @torch.no_grad()

@@ -48,10 +48,9 @@ from minigrpo.llm.forward import (
     select,
     shared_logps,
     ways_of,
-    window_of,
 )
 from minigrpo.llm.models import LoadedModel, load_model
-from minigrpo.llm.sampling import Samples, sample_completions
+from minigrpo.llm.sampling import Samples, sample_completions, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import Task, load_task
 from minigrpo.losses import kl_k3, policy_loss
