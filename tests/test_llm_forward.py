@@ -368,8 +368,23 @@ def test_ways_of_a_model_that_does_not_fit(kind):
     ],
 )
 def test_models_that_are_refused(cls, config):
+    model = cls(config).eval()
     with pytest.raises(ValueError, match="takes no position ids or keeps a state"):
-        ways_of(cls(config).eval(), Settings())
+        ways_of(model, Settings())
+    with pytest.raises(ValueError, match="takes no position ids or keeps a state"):
+        packed_logps(model, pack_samples(samples_of("random")))
+
+
+def test_depth_must_fit_the_context():
+    """It is the longest path that counts, and not how long the packed sequence is."""
+    samples = samples_of("star")  # paths of 4 + 7 tokens
+    packed = pack_samples(samples)
+    assert packed.ids.shape[1] > 11
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=11)).eval()
+    assert packed_logps(model, packed).isfinite().all()
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=10)).eval()
+    with pytest.raises(ValueError, match="path of 11 tokens, which must fit into the model's context of 10"):
+        packed_logps(model, packed)
 
 
 def test_gradient_checkpointing_has_no_cache():

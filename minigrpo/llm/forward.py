@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minigrpo.llm.sampling import Samples, completion_logps, positions, window_of
+from minigrpo.llm.sampling import Samples, completion_logps, positions, rows_of, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.losses import token_logps
 from minigrpo.packing import (
@@ -50,14 +50,7 @@ def padded_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     Returns: float32 (P, G, T) in nats, 0 where masked.
     """
     P, G, T = samples.completion_ids.shape
-    ids, mask = (
-        torch.cat([prompt.repeat_interleave(G, dim=0), completion.flatten(0, 1)], dim=1)
-        for prompt, completion in (
-            (samples.prompt_ids, samples.completion_ids),
-            (samples.prompt_mask, samples.completion_mask),
-        )
-    )  # (P·G, L + T)
-    ids, mask = ids[:, :-1], mask[:, :-1]  # the last token predicts nothing
+    ids, mask = (x[:, :-1] for x in rows_of(samples))  # (P·G, L + T − 1), the last token predicts nothing
     hidden = model.base_model(
         input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
     ).last_hidden_state
@@ -98,7 +91,15 @@ def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: f
     """Compute the log-prob of every node of the trees in one pass over P sequences of M tokens, the inner ones.
 
     Returns: float32 (P, N) in nats, 0 where there is no node.
+    Raises: ValueError for a model without position ids, or a path longer than its context.
     """
+    check_positions(model)
+    longest, context = int(packed.depth.max()) + 1, model.config.get_text_config().max_position_embeddings
+    if longest > context:  # by its depth: how long the packed sequence is makes no difference
+        raise ValueError(
+            f"packed has a path of {longest} tokens, which must fit into the model's context of {context}: shorten "
+            "prompt or completions"
+        )
     ids, depth, end, parent = inner_tokens(packed)
     blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
     hidden = model.base_model(
@@ -260,10 +261,7 @@ def ways_of(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...]
 
     Raises: ValueError for a model whose log-probs can't be computed here at all, or are NaN.
     """
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
-        raise ValueError(
-            f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
-        )
+    check_positions(model)
     samples, limit = probe(model), AGREEMENT[settings.dtype]
     with torch.no_grad():
         expected = completion_logps(model, samples, slice(None)).view_as(samples.old_logps)
@@ -281,6 +279,14 @@ def ways_of(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...]
     if settings.update in ("auto", "padded"):
         return ways, reason
     return ((settings.update,), "") if settings.update in ways else (("padded",), reason)
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """Require a model that is told where tokens stand and sees them by attention alone. Raises ValueError."""
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
+        raise ValueError(
+            f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
+        )
 
 
 def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tuple[tuple[str, ...], str]:

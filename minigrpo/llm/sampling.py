@@ -128,14 +128,8 @@ def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, t
     Args: samples; rows: which of the P·G completions, in order; temperature: that of the samples (0 means 1).
     Returns: float (rows, T) in nats, float32; gradient flows into the model. Training has quicker ways: `forward`.
     """
-    G, T = samples.completion_ids.shape[1:]
-    ids, mask = (
-        torch.cat([prompt.repeat_interleave(G, dim=0)[rows], completion.flatten(0, 1)[rows]], dim=1)
-        for prompt, completion in (
-            (samples.prompt_ids, samples.completion_ids),
-            (samples.prompt_mask, samples.completion_mask),
-        )
-    )
+    T = samples.completion_ids.shape[2]
+    ids, mask = (x[rows] for x in rows_of(samples))
     output = model(
         input_ids=ids,
         attention_mask=mask.long(),
@@ -144,6 +138,17 @@ def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, t
         logits_to_keep=T + 1,
     )
     return token_logps(output.logits[:, :-1].float() / (temperature or 1.0), ids[:, -T:])
+
+
+def rows_of(samples: Samples) -> tuple[Tensor, Tensor]:
+    """Every completion with its prompt before it: ids int and mask bool, both (P·G, L + T)."""
+    G = samples.completion_ids.shape[1]
+    prompts, completions = (samples.prompt_ids, samples.prompt_mask), (samples.completion_ids, samples.completion_mask)
+    ids, mask = (
+        torch.cat([prompt.repeat_interleave(G, dim=0), completion.flatten(0, 1)], dim=1)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    )
+    return ids, mask
 
 
 def shared_opening(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
