@@ -30,6 +30,7 @@ from minigrpo.llm import forward
 from minigrpo.llm.forward import FORWARDS, cost, costs_of, packed_logps, padded_logps, shared_logps
 from minigrpo.llm.models import load_model
 from minigrpo.llm.sampling import Samples
+from minigrpo.llm.training import set_attention
 from minigrpo.packing import pack, tree_loss, unpack
 
 # (model, P, G, L, T, S): the first four of smollm2 are the goals; the rest of the grid is for `auto`, where completions
@@ -137,6 +138,7 @@ def peaks_mb(name: str, shape: Sequence[int]) -> dict[str, float]:
 def print_peaks(name: str, shape: Sequence[int]) -> None:
     """Print the peaks as JSON. The largest ever held only grows: the ways go from the frugal to the greedy one."""
     model = load_model(name).model.train()
+    set_attention(model, "default")
     samples, rewards = group_of(model.config.vocab_size, *shape)
     calls = updates_of(model, samples, rewards)
     before, peaks = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
@@ -156,6 +158,7 @@ def measure(quick: bool) -> dict:
     for (name, *shape), peak in zip(grid, peaks, strict=True):
         loaded = load_model(name)
         model = loaded.model.train()
+        set_attention(model, "default")
         samples, rewards = group_of(model.config.vocab_size, *shape)
         packed = pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
         calls = updates_of(model, samples, rewards)
