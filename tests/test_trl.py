@@ -322,7 +322,7 @@ def test_resumed_is_unbroken(tmp_path, settings):
     again.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-4"))
     assert again.state.global_step == 6
     assert_close(moved(again), moved(whole))
-    assert moved(whole).abs().max() > 1e-3
+    assert moved(whole).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
