@@ -8,6 +8,8 @@ number in a cell tagged `key-numbers` may lie from the committed one). tests/tes
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import os
 import time
 from pathlib import Path
@@ -16,9 +18,11 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
+from PIL import Image  # matplotlib brings it
 
 FOLDER = Path(__file__).resolve().parent
 KEPT = ("tags", "alt", "rtol")  # of a cell's metadata
+PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"  # tqdm's bars in a notebook
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -65,6 +69,18 @@ def clean(notebook: NotebookNode) -> None:
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = {}
+                if PNG in output.get("data", {}):
+                    output.data[PNG] = small(output.data[PNG])
+
+
+def small(png: str) -> str:
+    """Give a figure (PNG in base64) no more than 128 colours: enough for lines and text, and a third of the size."""
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.mode == "P":
+        return png
+    file = io.BytesIO()
+    image.convert("RGB").quantize(128).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _is_progress(output: NotebookNode) -> bool:

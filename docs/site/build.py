@@ -80,12 +80,9 @@ def links(text: str, name: str) -> str:
 
 def explorer() -> Path:
     """Write the explorer of the worked example, a page of its own that explorer.md frames."""
-    from minigrpo.demo import WORKED_EXAMPLE, WORKED_REWARDS
-    from minigrpo.tree import ProcessTree
+    from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
 
-    tree = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS)
-    # The slot for ProcessTree.to_html(): once it is there, this line is tree.to_html() alone.
-    page = tree.to_html() if "to_html" in dir(tree) else f'<!DOCTYPE html><meta charset="utf-8"><pre>{tree}</pre>'
+    page = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS).to_html()
     path = BUILD / "tree.html"
     path.write_text(page, encoding="utf-8")
     return path
