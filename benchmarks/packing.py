@@ -45,8 +45,8 @@ GRID = (
     ("tiny", 8, 8, 14, 24, 6),
     ("tiny", 8, 8, 14, 24, 0),
     ("tiny", 1, 16, 14, 24, 0),
-    ("tiny", 1, 16, 64, 128, 0),
-    ("tiny", 1, 4, 8, 200, 0),
+    ("tiny", 1, 16, 32, 96, 0),
+    ("tiny", 1, 4, 8, 120, 0),
 )
 QUICK = (("tiny", 2, 4, 10, 8, 3), ("tiny", 1, 4, 4, 100, 0))
 TOLERANCE = 1e-4  # of the gradient, relative, in float32; of random tokens it is larger than of samples
