@@ -288,12 +288,13 @@ axes.set(xscale="log", xlabel="|loss of GRPO − loss with process rewards| (0 i
 axes.set_yticks(range(len(gaps)), list(gaps))
 axes.invert_yaxis()
 axes.axvline(1e-9, color="black", linewidth=0.8, linestyle=":")
-axes.set_title("Equal to rounding (o), or clearly not (x): there is no in-between")
+axes.set_title("Equal to rounding (o), or clearly not (x)")
 figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# A cross on the left is a group which happens to miss the kink: nothing clipped, or nothing shared.
+# A cross on the left is a group that happens to escape: nothing that is shared is clipped, say, or both halves have
+# equally many tokens. The two rows at the bottom are off-policy, so that slipping parts the values as well.
 #
 # ## 6 · Name the assumption
 #
