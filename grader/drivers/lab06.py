@@ -32,10 +32,11 @@ def walk_env(namespace, function, arguments):
         raise TypeError(f"{function} must be a gymnasium.Env")
     traces = []
     for actions in walks:
-        observation, info = env.reset()
+        observation, _ = _values(env.reset(), "reset", "observation, info")
         trace = {"start": int(observation), "observations": [], "rewards": [], "terminated": [], "truncated": []}
         for action in actions:
-            observation, reward, terminated, truncated, info = env.step(action)
+            result = _values(env.step(action), "step", "observation, reward, terminated, truncated, info")
+            observation, reward, terminated, truncated, _ = result
             trace["observations"].append(int(observation))
             trace["rewards"].append(float(reward))
             trace["terminated"].append(bool(terminated))
@@ -44,6 +45,13 @@ def walk_env(namespace, function, arguments):
                 break
         traces.append(trace)
     return {"actions": int(env.action_space.n), "nodes": int(env.observation_space.n), "traces": traces}
+
+
+def _values(result, method, names):
+    """The values that a method of an environment returned."""
+    if not isinstance(result, tuple) or len(result) != len(names.split(", ")):
+        raise TypeError(f"{method} must return {names}")
+    return result
 
 
 def twice(namespace, function, arguments):

@@ -369,7 +369,8 @@ def inspect_slips(arguments: Case, answer: Any) -> None:
         if states[i][t] != states[j][t] and actions[i][:t] == actions[j][:t]
     ]
     if not apart:
-        raise Flaw("no slip", "no two episodes act in different states after they took the same actions")
+        name = "ended" if shared(actions) else "no slip"
+        raise Flaw(name, "no two episodes act in different states after they took the same actions")
     sets = [(t, members) for t, members in shared(actions) if len({states[i][t] for i in members}) > 1]
     if not sets:
         raise Flaw("next action", "after the slip the episodes take different actions, which ends what they share")
@@ -538,6 +539,22 @@ def name_above_only(**arguments):
 
 def name_by_rows(**arguments):
     return name_by(**arguments, count=len)
+
+
+def judge_names(arguments: Case, expected: list[str], answer: Any) -> str | None:
+    """Compare name by name, and describe the first batch that is named wrongly."""
+    if not isinstance(answer, list) or len(answer) != len(expected):
+        return "the answer must be one of the five names"
+    for call, want, got in zip(arguments["calls"], expected, answer, strict=True):
+        if type(got) is not str or want != got:
+            lengths = call["completion_mask"].sum(dim=1).tolist()
+            real = call["ratio"][call["completion_mask"]]
+            return (
+                f"epsilon {call['epsilon']}, {call['aggregation']}, lengths {lengths}, micro_batches "
+                f"{call['micro_batches']}, unmasked ratios from {real.min():.2f} to {real.max():.2f}: "
+                f"expected {want!r}, got {got!r}"
+            )
+    return None
 
 
 def draw_setting(rng: np.random.Generator, kind: str, real: bool, clipped: float) -> Case:
@@ -765,6 +782,12 @@ EXERCISES = (
                 from_the_first,
             ),
             Mistake(
+                "no action after the slip",
+                "while your episodes share their actions they are in the same states. A state is the one before its "
+                "action: after the slip both have to act once more.",
+                lambda next_states: slip_group(next_states, steps=1),
+            ),
+            Mistake(
                 "another action after the slip",
                 "take the same action after the slip: only then are both in one set there, in different states.",
                 lambda next_states: slip_group(next_states, then=(0, 1)),
@@ -823,6 +846,7 @@ EXERCISES = (
         function="broken_assumption",
         reference=broken_assumption,
         driver="answer_all",
+        judge=judge_names,
         parts=(
             Part(
                 "one broken, or none",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -139,9 +140,9 @@ class Truncated(PathTreeEnv):
 
 
 class LeavesOnly(PathTreeEnv):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.observation_space.n = np.int64(2**self.depth)
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.observation_space = gym.spaces.Discrete(2**self.depth)
 
 
 def draw_trap(rng: np.random.Generator, *, interrupted: bool = False) -> Case:
@@ -200,6 +201,12 @@ def interval_of_the_data(a, b, resamples, seed):
 def one_deviation(a, b, resamples, seed):
     mean, deviation = float((a - b).mean()), float((a - b).std())
     return mean - deviation, mean + deviation
+
+
+def normal_interval(a, b, resamples, seed):
+    """No bootstrap at all: close for many symmetric scores, not for few skewed ones."""
+    error = standard_error({"a": a, "b": b})
+    return float((a - b).mean()) - 1.96 * error, float((a - b).mean()) + 1.96 * error
 
 
 def other_way_round(a, b, resamples, seed):
@@ -513,6 +520,11 @@ EXERCISES = (
                 "the mean ± one standard deviation shows how seeds scatter. Asked is how sure the mean is.",
                 one_deviation,
             ),
+            Mistake(
+                "no bootstrap",
+                "this is the mean ± 1.96 standard errors, which takes the mean to be normal. Resample instead.",
+                normal_interval,
+            ),
             Mistake("b − a", "it is a − b; yours has the other sign.", other_way_round),
             Mistake("90%", "you cut 5% at each end; a 95% interval leaves 2.5% at each.", ninety_percent),
             Mistake("no seed", "the same seed has to give the same interval: make a generator from it.", without_seed),
@@ -634,12 +646,6 @@ def measure(seeds: int = 40) -> dict:
         for label, function in wrong.items():
             result[name][label] = three([away(case, function, case["seed"]) for case in drawn])
     return result
-
-
-def normal_interval(a, b, resamples, seed):
-    """No bootstrap at all: close enough for many symmetric scores, which is as it should be."""
-    error = standard_error({"a": a, "b": b})
-    return float((a - b).mean()) - 1.96 * error, float((a - b).mean()) + 1.96 * error
 
 
 if __name__ == "__main__":
