@@ -334,7 +334,7 @@ for name, (_, rates) in sweeps.items():
     own = f"{name}, λ-GRPO at {fair['candidate_rate']:g}, GRPO at {fair['baseline_rate']:g}"
     rows += [(label, *paired_interval(a, b, 10_000, 0)) for label, a, b in [*pairs, (own, d, torch.zeros_like(d))]]
 for label, low, high in rows:
-    print(f"{label:32} [{low:+.3f}, {high:+.3f}]  λ-GRPO is {conclusion(low, high)}")
+    print(f"{label:34} [{low:+.3f}, {high:+.3f}]  λ-GRPO is {conclusion(low, high)}")
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.8))
