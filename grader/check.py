@@ -42,7 +42,7 @@ def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[lis
     lines = [f"{exercise.id}: {len(failed)} of {len(tried)} public cases fail. The first, of “{part.name}”:"]
     lines += [f"  {name} = {_show(value)}" for name, value in first.case.items()]
     lines += [f"  your code raised {first.error}" if first.error else f"  {first.wrong}"]
-    if not first.error and first.expected is not None:
+    if not first.error and first.expected is not None and not part.secret:
         lines += [f"  expected {_show(first.expected)}", f"  got      {_show(first.answer)}"]
     mistake = explain(exercise, [found for _, found in tried])
     lines += [f"  It looks like this: {mistake.hint}" if mistake else f"  Hint: {part.hint}"]
@@ -50,8 +50,8 @@ def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[lis
 
 
 def public_cases(exercise: Exercise, part) -> list[Case]:
-    """The worked examples of a part, then one drawn case."""
-    return [*part.examples, exercise.case(part, PUBLIC_SEED, 0)]
+    """The worked examples of a part, then one drawn case unless the part keeps them secret."""
+    return [*part.examples] if part.secret else [*part.examples, exercise.case(part, PUBLIC_SEED, 0)]
 
 
 def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> Attempt:

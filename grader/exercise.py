@@ -105,6 +105,7 @@ class Part:
     hint: str  # said where a hidden case fails and no named mistake explains it
     draws: int = 4  # hidden cases
     examples: tuple[Case, ...] = ()  # shown in the public check, before one drawn case
+    secret: bool = False  # the public check tries the examples alone and shows nothing of what was expected
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from grader.labs import exercises
+from grader.exercise import Artifact, Exercise
+from grader.labs import artifacts, exercises
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 LOOKS_LIKE_MARKER = re.compile(r"\b(begin|start|end|stop)\W*solution", re.IGNORECASE)
@@ -103,13 +104,12 @@ def notebook(lab: Lab) -> NotebookNode:
 
 def entry(lab: Lab) -> dict:
     """Describe a lab for those who have only its notebook: titles, points, function names, and the setup cell."""
-    graded = {exercise.id: exercise for exercise in exercises(lab.name)}
+    graded = _graded(lab.name)
     rows = []
     for cell in lab.cells:
         if exercise_id := _id(cell):
-            code = graded.get(exercise_id)
-            row = {"id": exercise_id, "kind": "code" if code else "written", "points": cell.metadata["points"]}
-            rows.append(row | ({"function": code.function} if code else {"question": _question(cell)}))
+            row = {"id": exercise_id, "points": cell.metadata["points"]}
+            rows.append(row | _kind(graded.get(exercise_id), cell))
     setup = [cell.source for cell in lab.cells if "setup" in cell.metadata.get("tags", ())]
     return {"title": lab.title, "notebook": f"{lab.slug}.ipynb", "setup": "\n".join(setup), "exercises": rows}
 
@@ -136,7 +136,7 @@ def stale(made: dict[Path, str], labs: Path) -> list[Path]:
 
 def _check(lab: Lab, where: str) -> None:
     """Require that the cells with exercises and the grader's exercises are the same, with the same points."""
-    graded = {exercise.id: exercise for exercise in exercises(lab.name)}
+    graded = _graded(lab.name)
     seen = [_id(cell) for cell in lab.cells if _id(cell)]
     wanted = [f"{lab.name}.{number + 1}" for number in range(len(seen))]
     if seen != wanted:
@@ -155,9 +155,25 @@ def _check(lab: Lab, where: str) -> None:
             _check_code(cell, graded[exercise_id], points, where)
 
 
-def _check_code(cell: NotebookNode, exercise, points: int, where: str) -> None:
+def _graded(lab: str) -> dict[str, Exercise | Artifact]:
+    """What a lab has that the grader judges, by id."""
+    return {exercise.id: exercise for exercise in (*exercises(lab), *artifacts(lab))}
+
+
+def _kind(exercise: Exercise | Artifact | None, cell: NotebookNode) -> dict:
+    """What the manifest says of an exercise besides its points: None is a written question."""
+    if exercise is None:
+        return {"kind": "written", "question": _question(cell)}
+    if isinstance(exercise, Artifact):
+        return {"kind": "artifact", "files": list(exercise.files)}
+    return {"kind": "code", "function": exercise.function}
+
+
+def _check_code(cell: NotebookNode, exercise: Exercise | Artifact, points: int, where: str) -> None:
     if points != exercise.points:
         raise SourceError(f"{where}: {exercise.id} has {points} points here and {exercise.points} in grader/labs")
+    if isinstance(exercise, Artifact):
+        return
     definitions = (ast.FunctionDef, ast.ClassDef)
     if exercise.function not in [node.name for node in ast.parse(cell.source).body if isinstance(node, definitions)]:
         raise SourceError(f"{where}: {exercise.id} must define {exercise.function}")

@@ -1,0 +1,541 @@
+"""Lab 08, silent bugs: the six functions of a training script, right and broken, and who has which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import minigrpo
+from grader.cases import draw_completions, draw_logps, draw_rewards, pad
+from grader.exercise import Case, Exercise, Mistake, Part
+
+# lab08.1: which run has which bug
+
+CAUSES = {
+    "mask too short": "the mask ends one token early, so that the last token is never trained",
+    "mask too long": "the mask takes in a token of padding, which is trained like a real one",
+    "padding shared": "padding is compared like tokens, so that sets are counted too large",
+    "sets without prefix": "sets are counted by the token alone, not by the whole prefix",
+    "no gradient": "the gradient of the reward term is zero, though the loss is not",
+    "stale samples": "samples of an older policy are used as if they were the policy's own",
+    "std of the batch": "advantages are divided by the spread of all prompts together",
+    "no baseline": "advantages are not centred, so that every sample is pushed up",
+    "KL rewarded": "distance from the reference earns reward instead of costing it",
+    "KL too weak": "the KL term is scaled down, so that it holds nothing back",
+    "mean of means": "every micro-batch counts alike, however many tokens it holds",
+    "rate too small": "the learning rate is too small for the number of updates",
+}
+TRUTH = {
+    "A": "KL rewarded",
+    "B": "mask too short",
+    "C": "mean of means",
+    "D": "no gradient",
+    "E": "padding shared",
+    "F": "std of the batch",
+}
+
+
+def diagnosis() -> dict[str, str]:
+    return dict(TRUTH)
+
+
+def judge_diagnosis(arguments: Case, expected: Any, answer: Any) -> str | None:
+    """Judge the form alone where no run is named, so that the public check gives nothing away; else that run."""
+    if not isinstance(answer, dict) or set(answer) != set(TRUTH):
+        return f"the answer must be a dict with the keys {', '.join(TRUTH)}"
+    if unknown := [run for run, cause in answer.items() if cause not in CAUSES]:
+        return f"the cause of run {unknown[0]} must be one of the keys of CAUSES"
+    run = arguments["run"]
+    if run is not None and answer[run] != expected[run]:
+        return f"run {run} has another bug"
+    return None
+
+
+# lab08.2: the mask
+
+
+def completion_mask(lengths: Tensor, T: int) -> Tensor:
+    return torch.arange(T) < lengths.unsqueeze(-1)
+
+
+def mask_too_short(lengths: Tensor, T: int) -> Tensor:
+    return torch.arange(1, T + 1) < lengths.unsqueeze(-1)
+
+
+def mask_too_long(lengths: Tensor, T: int) -> Tensor:
+    return torch.arange(T) <= lengths.unsqueeze(-1)
+
+
+def mask_of_floats(lengths: Tensor, T: int) -> Tensor:
+    return completion_mask(lengths, T).double()
+
+
+def mask_on_the_left(lengths: Tensor, T: int) -> Tensor:
+    return completion_mask(lengths, T).flip(-1)
+
+
+def draw_lengths(rng: np.random.Generator) -> Case:
+    """Two groups, with an empty completion and a full one among them."""
+    T = int(rng.integers(5, 9))
+    lengths = rng.integers(1, T, size=(2, 5))
+    lengths[0, 0], lengths[1, 1] = T, 0
+    return {"lengths": torch.from_numpy(lengths), "T": T}
+
+
+# lab08.3: the sizes of process sets
+
+
+def sizes_with_padding(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    same = completion_ids.unsqueeze(-3) == completion_ids.unsqueeze(-2)
+    return same.cumprod(dim=-1).sum(dim=-2) * completion_mask
+
+
+def sizes_half_masked(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    same = completion_ids.unsqueeze(-3) == completion_ids.unsqueeze(-2)
+    return (same.cumprod(dim=-1) * completion_mask.unsqueeze(-3)).sum(dim=-2)
+
+
+def sizes_of_tokens(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    same = completion_ids.unsqueeze(-3) == completion_ids.unsqueeze(-2)
+    return (same & completion_mask.unsqueeze(-3) & completion_mask.unsqueeze(-2)).sum(dim=-2)
+
+
+def sizes_over_the_wrong_group(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    flat = minigrpo.step_sizes(completion_ids.flatten(0, 1), completion_mask.flatten(0, 1))
+    return flat.view(completion_ids.shape)
+
+
+def sizes_with_empty_ones(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    return minigrpo.step_sizes(completion_ids, completion_mask).clamp(min=1)
+
+
+def two_groups(groups: list[list[list[int]]]) -> Case:
+    """Two groups as one batch (2, G, T), padded with 0, which is a token, too."""
+    padded = [pad(completions) for completions in groups]
+    T = max(ids.shape[1] for ids, _ in padded)
+    ids, masks = ([torch.nn.functional.pad(x[k], (0, T - x[k].shape[1])) for x in padded] for k in (0, 1))
+    return {"completion_ids": torch.stack(ids), "completion_mask": torch.stack(masks)}
+
+
+def draw_groups(rng: np.random.Generator) -> Case:
+    """Ragged groups with a completion that ends where another goes on with the filler."""
+    groups = [draw_completions(rng) for _ in range(2)]
+    for completions in groups:
+        first = completions[0]
+        completions[1], completions[2] = first[:5] + [0, 0], first[:5]
+    return two_groups(groups)
+
+
+def draw_other_endings(rng: np.random.Generator) -> Case:
+    """Completions that go on with anything but the filler: padding meets padding alone."""
+    groups = []
+    for _ in range(2):
+        stem = rng.integers(1, 3, size=4).tolist()
+        groups.append([stem, [*stem, 1], [*stem, 1, 2], [stem[0], 3, stem[2]], stem, [3, *stem[1:]]])
+    return two_groups(groups)
+
+
+# lab08.4: advantages
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    return minigrpo.group_advantages(rewards)
+
+
+def advantages_of_the_batch(rewards: Tensor) -> Tensor:
+    return (rewards - rewards.mean(dim=-1, keepdim=True)) / (rewards.std() + 1e-4)
+
+
+def advantages_centred_on_the_batch(rewards: Tensor) -> Tensor:
+    return (rewards - rewards.mean()) / (rewards.std(dim=-1, keepdim=True) + 1e-4)
+
+
+def advantages_with_n(rewards: Tensor) -> Tensor:
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True).sqrt() + 1e-4)
+
+
+def advantages_over_prompts(rewards: Tensor) -> Tensor:
+    return minigrpo.group_advantages(rewards.mT).mT
+
+
+def advantages_not_divided(rewards: Tensor) -> Tensor:
+    return rewards - rewards.mean(dim=-1, keepdim=True)
+
+
+def draw_stakes(rng: np.random.Generator) -> Case:
+    """Prompts whose rewards are of very different size."""
+    return {"rewards": draw_rewards(rng, 3, 6) * torch.tensor([[10.0], [1.0], [0.1]], dtype=torch.float64)}
+
+
+def draw_equal(rng: np.random.Generator) -> Case:
+    """One prompt whose completions all have one reward, between others."""
+    rewards = draw_rewards(rng, 3, 6)
+    rewards[1] = float(rng.choice([0.5, 1.0]))
+    return {"rewards": rewards}
+
+
+# lab08.5: the surrogate
+
+
+def surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
+    return minigrpo.clipped_surrogate(logps, old_logps, advantages)
+
+
+def surrogate_that_cancels(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
+    return (logps - old_logps).exp() * advantages
+
+
+def surrogate_cut_off(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
+    return (logps - old_logps).exp().detach() * advantages
+
+
+def surrogate_without_ratio(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
+    return logps * advantages
+
+
+def surrogate_always_one(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
+    return (logps - logps.detach()).exp() * advantages
+
+
+def surrogate_upside_down(logps: Tensor, old_logps: Tensor, advantages: Tensor) -> Tensor:
+    return (old_logps.detach() - logps).exp() * advantages
+
+
+def draw_two_policies(rng: np.random.Generator) -> Case:
+    logps = draw_logps(rng, 3, 4)
+    near = logps + torch.from_numpy(rng.normal(scale=0.3, size=(3, 4)))
+    advantages = torch.from_numpy(rng.normal(size=(3, 4)))
+    return {"logps": logps, "old_logps": near, "advantages": advantages, "wrt": ["logps", "old_logps"]}
+
+
+def draw_one_policy(rng: np.random.Generator) -> Case:
+    case = draw_two_policies(rng)
+    return case | {"old_logps": case["logps"].clone(), "wrt": ["logps"], "same": ["old_logps"]}
+
+
+# lab08.6: the KL penalty
+
+
+def kl_penalty(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    return beta * minigrpo.kl_k3(logps, ref_logps)
+
+
+def kl_rewarded(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    return -kl_penalty(logps, ref_logps, beta)
+
+
+def kl_the_other_way(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    log_ratio = logps - ref_logps.detach()
+    return beta * (log_ratio.expm1() - log_ratio)
+
+
+def kl_of_the_log_ratio(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    return beta * (logps - ref_logps.detach())
+
+
+def kl_with_the_reference_in_it(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    return beta * ((ref_logps - logps).expm1() - (ref_logps - logps))
+
+
+def kl_without_beta(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
+    return minigrpo.kl_k3(logps, ref_logps)
+
+
+def draw_kl(rng: np.random.Generator) -> Case:
+    case = draw_two_policies(rng)
+    beta = float(rng.uniform(0.05, 0.5))
+    return {"logps": case["logps"], "ref_logps": case["old_logps"], "beta": beta, "wrt": ["logps", "ref_logps"]}
+
+
+# lab08.7: the loss of a batch that comes in micro-batches
+
+
+def batch_loss(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+    return torch.where(completion_mask, losses, 0).sum() / completion_mask.sum()
+
+
+def _means(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> list[Tensor]:
+    parts = zip(losses.split(micro_batch), completion_mask.split(micro_batch), strict=True)
+    return [(part * kept).sum() / kept.sum() for part, kept in parts]
+
+
+def loss_mean_of_means(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+    return torch.stack(_means(losses, completion_mask, micro_batch)).mean()
+
+
+def loss_sum_of_means(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+    return torch.stack(_means(losses, completion_mask, micro_batch)).sum()
+
+
+def loss_by_places(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+    return (losses * completion_mask).mean()
+
+
+def loss_by_completions(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+    return ((losses * completion_mask).sum(dim=-1) / completion_mask.sum(dim=-1)).mean()
+
+
+def loss_of_whole_micro_batches(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+    rows = len(losses) // micro_batch * micro_batch
+    return (losses * completion_mask)[:rows].sum() / completion_mask.sum()
+
+
+def draw_batch(rng: np.random.Generator, rows: int, micro_batch: int) -> Case:
+    """Rows of different lengths, with numbers under the mask that must not count."""
+    T = 6
+    lengths = torch.from_numpy(rng.integers(1, T, size=rows))
+    lengths[0], lengths[-1] = 1, T
+    losses = torch.from_numpy(rng.normal(size=(rows, T)))
+    mask = completion_mask(lengths, T)
+    return {"losses": losses, "completion_mask": mask, "micro_batch": micro_batch, "wrt": ["losses"]}
+
+
+# The runs whose curves the lab shows: each has one broken function among five right ones
+
+RIGHT = {
+    function.__name__: function
+    for function in (completion_mask, minigrpo.step_sizes, group_advantages, surrogate, kl_penalty, batch_loss)
+}
+RUNS = {
+    "healthy": RIGHT,
+    "A": RIGHT | {"kl_penalty": kl_rewarded},
+    "B": RIGHT | {"completion_mask": mask_too_short},
+    "C": RIGHT | {"batch_loss": loss_mean_of_means},
+    "D": RIGHT | {"surrogate": surrogate_that_cancels},
+    "E": RIGHT | {"step_sizes": sizes_with_padding},
+    "F": RIGHT | {"group_advantages": advantages_of_the_batch},
+}
+
+EXERCISES = (
+    Exercise(
+        id="lab08.1",
+        function="diagnosis",
+        reference=diagnosis,
+        driver="lab08_without_arguments",
+        judge=judge_diagnosis,
+        parts=tuple(  # no mistakes by name: the check says nothing of right and wrong before it is graded
+            Part(
+                f"run {run}",
+                1,
+                lambda rng, run=run: {"run": run},
+                f"run {run} has another bug. Look for the column in which it differs from the healthy run.",
+                draws=1,
+                examples=({"run": None},),
+                secret=True,
+            )
+            for run in TRUTH
+        ),
+    ),
+    Exercise(
+        id="lab08.2",
+        function="completion_mask",
+        reference=completion_mask,
+        parts=(
+            Part(
+                "lengths from 0 to T",
+                1,
+                draw_lengths,
+                "a completion of length n has n True places: 0 … n − 1.",
+                examples=({"lengths": torch.tensor([[3, 1], [4, 2]]), "T": 4},),
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "last token lost",
+                "your mask leaves out the last token of each completion. Length n means that n places are True.",
+                mask_too_short,
+            ),
+            Mistake("one too many", "your mask takes in the first place after the completion.", mask_too_long),
+            Mistake("floats", "return a bool tensor: a mask is indexed with, too.", mask_of_floats),
+            Mistake("wrong side", "completions are padded on the right; your mask has them there.", mask_on_the_left),
+        ),
+    ),
+    Exercise(
+        id="lab08.3",
+        function="step_sizes",
+        reference=minigrpo.step_sizes,
+        parts=(
+            Part(
+                "completions that end where others go on",
+                1,
+                draw_groups,
+                "a completion which has ended shares nothing more, even where the filler reads like the next token.",
+                examples=(two_groups([[[1, 0, 0], [1], [2]], [[1, 1], [1, 1], [1, 2, 1]]]),),
+            ),
+            Part(
+                "padding beside padding",
+                1,
+                draw_other_endings,
+                "count members of the token's own group that share its whole prefix, and give 0 where masked.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "padding counted",
+                "you compare ids where the other completion has ended. Multiplying by the mask at the end clears your "
+                "own padding, not the other's.",
+                sizes_with_padding,
+            ),
+            Mistake(
+                "own padding kept",
+                "sizes under the mask have to be 0, and a completion that has ended can't be a member: you mask one of "
+                "the two dimensions.",
+                sizes_half_masked,
+            ),
+            Mistake("tokens alone", "agreement has to hold from token 0 on, not at token t alone.", sizes_of_tokens),
+            Mistake(
+                "groups mixed",
+                "you compare completions of different prompts: the leading dimension holds groups.",
+                sizes_over_the_wrong_group,
+            ),
+            Mistake("never 0", "under the mask sizes are 0, not 1.", sizes_with_empty_ones),
+        ),
+    ),
+    Exercise(
+        id="lab08.4",
+        function="group_advantages",
+        reference=group_advantages,
+        parts=(
+            Part(
+                "stakes that differ",
+                1,
+                draw_stakes,
+                "each group is centred and scaled by itself: with its own mean and its own std (n − 1).",
+                examples=({"rewards": torch.tensor([[0.0, 10.0], [0.0, 0.1]], dtype=torch.float64)},),
+            ),
+            Part("equal rewards", 1, draw_equal, "a group of equal rewards has advantages of 0, and the others none."),
+        ),
+        mistakes=(
+            Mistake(
+                "std of the batch",
+                "your std is over all prompts at once. One prompt with large rewards then makes the others' small.",
+                advantages_of_the_batch,
+            ),
+            Mistake("mean of the batch", "centre each group on its own mean.", advantages_centred_on_the_batch),
+            Mistake("divided by n", "the paper's std is the unbiased one, with n − 1.", advantages_with_n),
+            Mistake(
+                "over prompts",
+                "you take mean and std over the prompts; a group lies along the last dimension.",
+                advantages_over_prompts,
+            ),
+            Mistake("not divided", "divide by the std, plus 1e-4.", advantages_not_divided),
+        ),
+    ),
+    Exercise(
+        id="lab08.5",
+        function="surrogate",
+        reference=surrogate,
+        driver="lab08_output_and_grads",
+        parts=(
+            Part(
+                "an older policy",
+                1,
+                draw_two_policies,
+                "the ratio is exp(logps − old_logps), times the advantage; the old policy is a constant.",
+            ),
+            Part(
+                "the policy itself as the old one",
+                1,
+                draw_one_policy,
+                "where both arguments are one tensor the ratio is 1, but its gradient is not 0.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "gradients cancel",
+                "gradient flows into old_logps. Where both are one tensor, what comes from the one cancels what comes "
+                "from the other.",
+                surrogate_that_cancels,
+            ),
+            Mistake(
+                "cut off",
+                "no gradient flows into logps at all: only the old policy is a constant.",
+                surrogate_cut_off,
+            ),
+            Mistake("no ratio", "you weigh ln π; the surrogate weighs the ratio π/π_old.", surrogate_without_ratio),
+            Mistake(
+                "ratio always 1",
+                "your ratio is 1 whatever the old policy was: it has to compare with old_logps.",
+                surrogate_always_one,
+            ),
+            Mistake("upside down", "the ratio is new over old.", surrogate_upside_down),
+        ),
+    ),
+    Exercise(
+        id="lab08.6",
+        function="kl_penalty",
+        reference=kl_penalty,
+        driver="lab08_output_and_grads",
+        parts=(
+            Part(
+                "values and gradients",
+                1,
+                draw_kl,
+                "β·(π_ref/π_θ − ln(π_ref/π_θ) − 1): never below 0; the reference is a constant.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "rewarded",
+                "your penalty is below 0, so that the loss falls as the policy leaves the reference.",
+                kl_rewarded,
+            ),
+            Mistake("the other way", "your ratio is π_θ/π_ref; k3 has π_ref/π_θ.", kl_the_other_way),
+            Mistake("log-ratio alone", "ln(π_θ/π_ref) is k1, which may be negative; asked is k3.", kl_of_the_log_ratio),
+            Mistake(
+                "reference not constant",
+                "gradient flows into ref_logps; the reference is a constant.",
+                kl_with_the_reference_in_it,
+            ),
+            Mistake("no β", "β is missing.", kl_without_beta),
+        ),
+    ),
+    Exercise(
+        id="lab08.7",
+        function="batch_loss",
+        reference=batch_loss,
+        driver="lab08_output_and_grads",
+        parts=(
+            Part(
+                "even micro-batches",
+                1,
+                lambda rng: draw_batch(rng, rows=6, micro_batch=2),
+                "all micro-batches share one denominator: the number of real tokens in the whole batch.",
+            ),
+            Part(
+                "a last one that is smaller",
+                1,
+                lambda rng: draw_batch(rng, rows=7, micro_batch=3),
+                "the last micro-batch may hold fewer rows; its tokens count like all others.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "mean of means",
+                "you take each micro-batch's own mean, and then the mean of those: a token in a short micro-batch "
+                "counts more than one in a long one.",
+                loss_mean_of_means,
+            ),
+            Mistake(
+                "sum of means",
+                "you add the micro-batches' means: the loss grows with their number.",
+                loss_sum_of_means,
+            ),
+            Mistake("places", "you divide by all places, padding too; divide by the real tokens.", loss_by_places),
+            Mistake(
+                "completions",
+                "you give each completion its own mean; here every token counts alike.",
+                loss_by_completions,
+            ),
+            Mistake(
+                "last rows lost",
+                "rows which do not fill a micro-batch are left out.",
+                loss_of_whole_micro_batches,
+            ),
+        ),
+    ),
+)

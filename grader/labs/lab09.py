@@ -1,0 +1,390 @@
+"""Lab 09, from toy to language model: its exercises, its files, and the distribution behind its threshold.
+
+`python -m grader.labs.lab09` makes grader/thresholds/lab09.json: runs on many seeds, each graded as a student's is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grader.exercise import Artifact, Case, Exercise, Mistake, Part
+from minigrpo.files import write_json
+
+THRESHOLDS = Path(__file__).parents[1] / "thresholds" / "lab09.json"
+RECIPES = {  # what the lab tells students to start from
+    "tiny": {"updates": 60, "prompts": 8, "group_size": 8, "learning_rate": 1e-3, "eval_size": 200},
+    "smollm2-135m": {"updates": 16, "prompts": 4, "group_size": 8, "learning_rate": 5e-4, "eval_size": 60},
+}
+
+
+# lab09.1: the verifier
+
+NUMBER = r"(?:(?<![0-9A-Za-z)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
+
+
+def _last_number(text: str, pattern: str = NUMBER) -> float | None:
+    found = re.findall(pattern, text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def extract_answer(completion: str) -> float | None:
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", completion)
+    return _last_number(boxes[-1] if boxes else completion)
+
+
+def answer_that_comes_first(completion):
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", completion)
+    found = re.findall(NUMBER, boxes[0] if boxes else completion)
+    return float(found[0].replace(",", "")) if found else None
+
+
+def answer_without_boxes(completion):
+    return _last_number(completion)
+
+
+def answer_without_signs(completion):
+    found = extract_answer(completion)
+    return None if found is None else abs(found)
+
+
+def answer_with_every_minus(completion):
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", completion)
+    return _last_number(boxes[-1] if boxes else completion, NUMBER.replace("(?<![0-9A-Za-z)])", ""))
+
+
+def answer_without_commas(completion):
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", completion)
+    return _last_number(boxes[-1] if boxes else completion, r"(?:(?<![0-9A-Za-z)])-)?[0-9]+(?:\.[0-9]+)?")
+
+
+def answer_of_digits(completion):
+    boxes = re.findall(r"\\boxed\{([^{}]*)\}", completion)
+    return _last_number(boxes[-1] if boxes else completion, r"(?:(?<![0-9A-Za-z)])-)?[0-9][0-9,]*")
+
+
+def answer_zero_where_none(completion):
+    return extract_answer(completion) or 0.0
+
+
+def judge_answers(arguments: Case, expected: list, answer: Any) -> str | None:
+    """Judge each text's answer as a number, so that 27 and 27.0 are one, or None."""
+    if not isinstance(answer, list) or len(answer) != len(expected):
+        return "there must be one answer for each text"
+    for text, want, got in zip(arguments["completions"], expected, answer, strict=True):
+        number = isinstance(got, (int, float)) and not isinstance(got, bool)
+        if not (got is None if want is None else number and float(got) == want):
+            return f"{text!r}: expected {want}, got {got!r}"
+    return None
+
+
+def texts(*patterns: str):
+    """Draw texts from patterns: {a}, {b}, {c} are small numbers, {k} one from 1000 on with its comma."""
+
+    def draw(rng: np.random.Generator) -> Case:
+        filled = []
+        for pattern in patterns:
+            a, b, c = (int(n) for n in rng.integers(2, 100, size=3))
+            filled.append(pattern.format(a=a, b=b, c=c, k=f"{int(rng.integers(1000, 10**6)):,}"))
+        return {"completions": filled}
+
+    return draw
+
+
+# lab09.2: settings that fit
+
+
+def choose_settings(
+    completions: int, success: float, tokens: int, memory_gb: float, model_gb: float, mb_per_token: float
+) -> dict[str, int]:
+    group_size = next(G for G in _divisors(completions) if _useful(success, G) or completions == G)
+    return {
+        "prompts": completions // group_size,
+        "group_size": group_size,
+        "micro_batch": max(b for b in _divisors(completions) if model_gb + _gb(b, tokens, mb_per_token) <= memory_gb),
+    }
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _useful(success: float, group_size: int) -> bool:
+    return 1 - success**group_size - (1 - success) ** group_size >= 0.9
+
+
+def _gb(rows: int, tokens: int, mb_per_token: float) -> float:
+    return rows * tokens * mb_per_token / 1000
+
+
+def _settings(arguments: Case, useful=_useful, memory=_gb, start: float | None = None) -> dict[str, int]:
+    completions, success = arguments["completions"], arguments["success"]
+    taken = arguments["model_gb"] if start is None else start
+    group_size = next(G for G in _divisors(completions) if useful(success, G) or completions == G)
+    fits = [
+        b
+        for b in _divisors(completions)
+        if taken + memory(b, arguments["tokens"], arguments["mb_per_token"]) <= arguments["memory_gb"]
+    ]
+    return {"prompts": completions // group_size, "group_size": group_size, "micro_batch": max(fits, default=1)}
+
+
+def settings_with_one_right(**arguments):
+    return _settings(arguments, useful=lambda p, G: 1 - (1 - p) ** G >= 0.9)
+
+
+def settings_that_ignore_the_model(**arguments):
+    return _settings(arguments, start=0.0)
+
+
+def settings_for_one_token(**arguments):
+    return _settings(arguments, memory=lambda rows, tokens, mb: rows * mb / 1000)
+
+
+def settings_for_whole_batches(**arguments):
+    return choose_settings(**arguments) | {"micro_batch": arguments["completions"]}
+
+
+def settings_of_groups(**arguments):
+    found = choose_settings(**arguments)
+    return found | {"prompts": arguments["completions"]}
+
+
+def judge_settings(arguments: Case, expected: dict, answer: Any) -> str | None:
+    """Judge the rules one after the other, and name the one that is broken."""
+    if not isinstance(answer, dict) or set(answer) != set(expected):
+        return f"the answer must be a dict with the keys {', '.join(expected)}"
+    if any(type(value) is not int or value < 1 for value in answer.values()):
+        return "prompts, group_size and micro_batch must be whole numbers of at least 1"
+    if answer["prompts"] * answer["group_size"] != arguments["completions"]:
+        return "prompts × group_size must be the number of completions"
+    for name, why in (
+        ("group_size", "is not the smallest divisor with which 90% of groups have rewards that differ"),
+        ("micro_batch", "is not the largest divisor that fits into the memory"),
+    ):
+        if answer[name] != expected[name]:
+            return f"{name} {answer[name]} {why}"
+    return None
+
+
+def draw_machine(success: tuple[float, float], rows: tuple[float, float]):
+    """Draw a machine and a task: the chance of success, and the rows that its memory holds beside the model."""
+
+    def draw(rng: np.random.Generator) -> Case:
+        tokens, mb = int(rng.integers(8, 40)) * 16, round(float(rng.uniform(0.2, 2.0)), 2)
+        model_gb = round(float(rng.uniform(1.0, 3.0)), 1)
+        memory_gb = round(model_gb + _gb(1, tokens, mb) * float(rng.uniform(*rows)), 3)
+        chance = round(float(rng.uniform(*success)), 3)
+        found = {"completions": int(rng.choice([48, 64, 96])), "success": chance, "tokens": tokens}
+        return found | {"memory_gb": memory_gb, "model_gb": model_gb, "mb_per_token": mb}
+
+    return draw
+
+
+# lab09.3: the adapter
+
+
+def grade(contents, seed: int) -> list[dict]:
+    from grader.artifacts import grade  # loads transformers, which the other exercises have no need of
+
+    return grade(contents, seed)
+
+
+ARTIFACTS = (Artifact("lab09.3", 6, ("adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"), grade),)
+EXERCISES = (
+    Exercise(
+        id="lab09.1",
+        function="extract_answer",
+        reference=extract_answer,
+        driver="lab09_each_text",
+        judge=judge_answers,
+        parts=(
+            Part(
+                "the last number",
+                1,
+                texts("{a}+{b}-{c}={a}", "First {a}, then {b}.", "No number here.", "", "It is {c}."),
+                "the last number in the text is the answer; where there is none it is None.",
+                examples=({"completions": ["25-4=21", "I can't."]},),
+            ),
+            Part(
+                "boxes",
+                1,
+                texts(
+                    "\\boxed{{{a}}}, thus {b}",
+                    "\\boxed{{{a}}} or \\boxed{{{b}}}. I tried {c} ways.",
+                    "\\boxed{{none}} {c}",
+                ),
+                "the last \\boxed{…} goes before all numbers outside of boxes; a box without a number holds no answer.",
+                examples=({"completions": ["\\boxed{7} after 3 tries"]},),
+            ),
+            Part(
+                "signs",
+                1,
+                texts("{a}-{b}", "={a}+{b}=-{c}", "x-{c}", "(-{a})", "\\boxed{{-{c}}}", "({a})-{b}"),
+                "a minus is a sign, unless a digit, a letter or a closing bracket stands right before it.",
+                examples=({"completions": ["10-3", "=-3"]},),
+            ),
+            Part(
+                "commas and decimals",
+                2,
+                texts("{k} in all", "{a}, {b}", "{a}.{b}", "{k}.{a}", "{a}.", "{a},{b}", "-{k}"),
+                "1,000 is one number, but 1, 2 and 1,2 are two; 27. ends a sentence, 27.5 is a decimal.",
+                examples=({"completions": ["1,000", "1, 2", "27."]},),
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "first", "you take the first number or box; models think before they answer.", answer_that_comes_first
+            ),
+            Mistake(
+                "no boxes", "you don't look for \\boxed{…}, which goes before all other numbers.", answer_without_boxes
+            ),
+            Mistake("no signs", "you lose the minus of negative answers.", answer_without_signs),
+            Mistake(
+                "every minus",
+                "you take every minus for a sign: 10-3 is a difference, and ends in 3.",
+                answer_with_every_minus,
+            ),
+            Mistake("no commas", "1,000 is one number to its reader, and two to your code.", answer_without_commas),
+            Mistake(
+                "digits and commas only",
+                "your number ends at the point, or takes every comma: 1,2 is two numbers and 2.5 is one.",
+                answer_of_digits,
+            ),
+            Mistake("0 where none", "no number is None: 0 could be right by accident.", answer_zero_where_none),
+        ),
+    ),
+    Exercise(
+        id="lab09.2",
+        function="choose_settings",
+        reference=choose_settings,
+        judge=judge_settings,
+        parts=(
+            Part(
+                "an ordinary task",
+                2,
+                draw_machine((0.2, 0.8), (3.2, 40.0)),
+                "take the smallest group and the largest micro-batch that the rules allow, both divisors.",
+                examples=(
+                    {
+                        "completions": 64,
+                        "success": 0.5,
+                        "tokens": 200,
+                        "memory_gb": 4.0,
+                        "model_gb": 2.0,
+                        "mb_per_token": 0.5,
+                    },
+                ),
+            ),
+            Part(
+                "a task that nearly always works",
+                1,
+                draw_machine((0.9, 0.97), (3.2, 40.0)),
+                "a group in which all are right teaches as little as one in which all are wrong.",
+            ),
+            Part(
+                "little memory",
+                1,
+                draw_machine((0.2, 0.8), (1.05, 1.9)),
+                "the model itself takes memory; what is left holds rows of all their tokens.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "all right counts",
+                "you ask for one right completion in a group. If all are right their rewards are equal, too.",
+                settings_with_one_right,
+            ),
+            Mistake(
+                "model forgotten", "the model takes its share of the memory first.", settings_that_ignore_the_model
+            ),
+            Mistake("one token", "a row has `tokens` tokens, each of which takes memory.", settings_for_one_token),
+            Mistake(
+                "no micro-batches",
+                "the whole batch does not fit: micro_batch has to be smaller.",
+                settings_for_whole_batches,
+            ),
+            Mistake(
+                "prompts are not completions",
+                "each prompt has group_size completions: prompts × group_size is the number of completions.",
+                settings_of_groups,
+            ),
+        ),
+    ),
+)
+
+
+# The distribution behind the threshold
+
+
+def one_run(base: str, seed: int) -> dict:
+    """Train an adapter as the lab says and evaluate it as the grader does, beside one of random numbers."""
+    from grader import artifacts
+    from minigrpo.llm.settings import Settings
+    from minigrpo.llm.training import train
+
+    torch.set_num_threads(1)
+    recipe = RECIPES[base]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        fixed = {"max_new_tokens": 16, "lora_rank": 8, "lora_alpha": 16, "micro_batch": 16 if base != "tiny" else 64}
+        often = {"eval_every": recipe["updates"], "save_every": recipe["updates"]}
+        task = artifacts.write_task(base, Path(folder))
+        train(Settings(model=base, task=task, seed=seed, **fixed, **often, **recipe), run, progress=False)
+        artifacts.save_adapter(run, Path(folder) / "adapter")
+        contents = {name: (Path(folder) / "adapter" / name).read_bytes() for name in artifacts.FILES}
+    secret = 1000 + seed % 4  # few, so that the base is seldom evaluated
+    config, claims = artifacts.read_config(contents[artifacts.CONFIG]), artifacts.read_claims(contents["metrics.jsonl"])
+    fresh, before = artifacts.BASES[base].fresh, artifacts.base_accuracy(base, secret)
+    after = artifacts.adapter_accuracy(config, contents[artifacts.WEIGHTS], secret)
+    pairs = ((claims.before, before), (claims.after, after))
+    return {
+        "base": base,
+        "seed": seed,
+        "gain": after - before,
+        "accuracy": after,
+        "deviation": max(artifacts.deviation(p, claims.problems, q, fresh) for p, q in pairs),
+    }
+
+
+def main() -> None:
+    """Run the seeds of one base; what the file holds of them already is kept."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--base", choices=RECIPES, default="tiny")
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args()
+    rows = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["runs"] if THRESHOLDS.exists() else []
+    done = {(row["base"], row["seed"]) for row in rows}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        wanted = [seed for seed in range(options.seeds) if (options.base, seed) not in done]
+        for future in as_completed([pool.submit(one_run, options.base, seed) for seed in wanted]):
+            rows.append(future.result())
+            rows.sort(key=lambda row: (row["base"], row["seed"]))
+            write_json(THRESHOLDS, {"recipes": RECIPES, "summary": summary(rows), "runs": rows})
+
+
+def summary(rows: list[dict]) -> dict:
+    """Smallest, middle and largest value of each base."""
+    bases = sorted({row["base"] for row in rows})
+    return {base: {"seeds": sum(row["base"] == base for row in rows)} | _spread(rows, base) for base in bases}
+
+
+def _spread(rows: list[dict], base: str) -> dict:
+    values = {name: [row[name] for row in rows if row["base"] == base] for name in ("gain", "accuracy", "deviation")}
+    return {name: [min(found), statistics.median(found), max(found)] for name, found in values.items()}
+
+
+if __name__ == "__main__":
+    main()
