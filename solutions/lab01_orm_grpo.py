@@ -57,10 +57,10 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     Returns: float (…, G), exactly 0 in a group of equal rewards and in a group of one.
     """
     ### BEGIN SOLUTION
-    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    deviation = rewards - rewards.mean(dim=-1, keepdim=True)
     spread = rewards.std(dim=-1, keepdim=True) if rewards.shape[-1] > 1 else torch.zeros_like(rewards)
     alike = (rewards == rewards[..., :1]).all(dim=-1, keepdim=True)
-    return torch.where(alike, 0.0, centred / (spread + eps))
+    return torch.where(alike, 0.0, deviation / (spread + eps))
     ### END SOLUTION
 
 
