@@ -173,7 +173,7 @@ def train(f: dict, seed: int = 0, updates: int = 200) -> list[dict[str, float]]:
         losses, weights = losses_of(f, theta, ids, mask, f["group_advantages"](STAKES * shares))
         gradient, whole = (slope(f, theta, losses, mask, size) for size in (2, 2 * G))
         rows.append(measure(ids, lengths, mask, shares, weights, theta, gradient, whole))
-        theta = (theta.detach() - 6.0 * gradient).requires_grad_()
+        theta = (theta.detach() - 6.0 * gradient).clamp(-9, 9).requires_grad_()
     return rows
 
 
