@@ -47,6 +47,8 @@ from minigrpo.rollout import make_envs, sample_group
 # Two groups teach nothing, and their advantages must be 0:
 # - all rewards are equal. Exactly 0 then, also where rounding makes the mean of 0.1, 0.1, 0.1 a little more than 0.1;
 # - a group of one (G = 1), which has nobody to be compared with.
+#
+# Where the check calls your function more than once in a case, it shows `calls`, a list with the arguments of each.
 
 
 # %% exercise="lab01.1" points=4 minutes=15 difficulty=1
@@ -100,11 +102,11 @@ check("lab01.2", token_logps)
 #
 # With the ratio $P_{i,t} = \pi_\theta(y_{i,t}) / \pi_{\text{old}}(y_{i,t})$ the loss is
 #
-# $$L = -\frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}\,
+# $$\text{loss} = -\frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}\,
 # \min\!\big(P_{i,t}\,a_i,\; \operatorname{clip}(P_{i,t}, 1-\varepsilon, 1+\varepsilon)\,a_i\big)$$
 #
 # where m is the mask, 1 for a real token. Four things are easy to get wrong:
-# - one denominator for the whole batch, the number of unmasked tokens (DAPO's token mean, the one the paper needs);
+# - one denominator for the whole batch, the number of unmasked tokens: the *token mean* of lesson 01;
 # - the minimum makes the clip one-sided: which side depends on the sign of a;
 # - `old_logps` belong to the policy that sampled: a constant, into which no gradient flows;
 # - what stands under the mask has no part in the loss or its gradient. It may be NaN, and 0 · NaN is NaN.
@@ -190,6 +192,9 @@ plt.show()
 
 # %% [markdown]
 # Play: `learning_rate=5.0`, other seeds, `n=2` or `r_neg=-1.5` in `make_envs`. Lab 06 comes back to this tree.
+#
+# Then two questions. Answer each in three or four sentences: double-click its cell and replace the last line. A person
+# reads them.
 
 # %% [markdown] exercise="lab01.4" points=2 minutes=7
 # **lab01.4** Halfway through training all sixteen walks of a group earn 0.7. What is the gradient of this update? What

@@ -242,7 +242,7 @@ plt.show()
 # %% [markdown]
 # ## 5 · Two questions
 #
-# Answer each in three or four sentences. They are read by a person.
+# Answer each in three or four sentences: double-click its cell and replace the last line. A person reads them.
 
 # %% [markdown] exercise="lab03.5" points=2 minutes=7
 # **lab03.5** Towards the leaves of a group's tree most sets have one member. How good is the step reward there,

@@ -38,14 +38,15 @@ from grader import check
 # %% [markdown]
 # ## 1 · The loss with process rewards
 #
-# $$L_{\text{PRM}} = -\frac{1}{\sum_i \text{len}(y^{(i)})} \sum_i \sum_t \big( P_{i,t}\,A_{i,t} - D_{i,t} \big),
+# $$\text{loss} = -L_{\text{PRM}}
+# = -\frac{1}{\sum_i \text{len}(y^{(i)})} \sum_i \sum_t \big( P_{i,t}\,A_{i,t} - D_{i,t} \big),
 # \qquad A_{i,t} = \frac{1}{|\lambda^{(i,t)}|}\sum_{j \in \lambda^{(i,t)}} a_j$$
 #
 # $$P_{i,t} = \frac{\pi_\theta}{\pi_{\text{old}}}, \qquad
 # D_{i,t} = \beta\Big(\frac{\pi_{\text{ref}}}{\pi_\theta} - \ln \frac{\pi_{\text{ref}}}{\pi_\theta} - 1\Big)$$
 #
-# The only difference to GRPO is A where GRPO has a. You get the sets as a tensor: `sets[i, j, t]` is True where j is in
-# λ^(i,t). Nothing is clipped here; only $\pi_\theta$ learns.
+# (L is the objective, to maximise; you write the loss.) The only difference to GRPO is A where GRPO has a. You get the
+# sets as a tensor: `sets[i, j, t]` is True where j is in λ^(i,t). Nothing is clipped here; only $\pi_\theta$ learns.
 #
 # Two completions `X Y` and `X Z` with a = +1 and −1, P = 1, β = 0: A is 0 on both X, +1 on Y, −1 on Z, and the loss
 # is −(0 + 1 + 0 − 1) / 4 = 0. GRPO's is −(1 + 1 − 1 − 1) / 4 = 0, too. But the gradient at each X is not the same: 0
@@ -87,7 +88,8 @@ check("lab04.1", prm_loss)
 #
 # GRPO sums over completions, then over tokens. The proof sums over tokens, then over the sets λ of that token, then
 # over the members of each set. That is allowed because at every token t the sets are a *partition* of the completions
-# which have a token t: each of them is in exactly one set.
+# which have a token t: each of them is in exactly one set. (Lesson 04 went step by step, and a step may have
+# several tokens; here each of them is taken by itself. It is the same sum.)
 #
 # In `[[7, 8], [7, 9], [7], [7, 8, 5]]` the sets of token 1 are `[[0, 3], [1]]`: completion 2 has ended.
 
@@ -193,6 +195,9 @@ plt.show()
 # with the Euclidean norm over all entries of θ. The floor keeps a gradient of almost nothing from making a large gap.
 # For $L_a = \theta_1^2 / 2$ and $L_b = \theta_1 \theta_2$ at θ = (3, 4) the gradients are (3, 0) and (4, 3), and the
 # gap is √10 / 3 = 1.0541.
+#
+# The check makes its losses from tables: −Σₙ wₙ · ln π_θ(idsₙ | statesₙ), where row s of θ holds the logits of state s.
+# `weights_a` gives `loss_a`, each row of `weights_b` one `loss_b`; what is expected is the list of their gaps.
 
 
 # %% exercise="lab04.4" points=3 minutes=10 difficulty=2
@@ -257,7 +262,7 @@ plt.show()
 # %% [markdown]
 # ## 5 · Two questions
 #
-# Answer each in three or four sentences. They are read by a person.
+# Answer each in three or four sentences: double-click its cell and replace the last line. A person reads them.
 
 # %% [markdown] exercise="lab04.5" points=2 minutes=7
 # **lab04.5** You train with dropout, so that two completions with one prefix get different probabilities. Which lines

@@ -477,7 +477,8 @@ EXERCISES = (
                 "losses that differ",
                 1,
                 draw_pairs,
-                "‖∇a − ∇b‖ over ‖∇a‖, with the Euclidean norm over all of θ.",
+                "‖∇a − ∇b‖ over ‖∇a‖, with the Euclidean norm over all of θ. theta comes without requires_grad: give "
+                "both losses a copy that has it.",
             ),
             Part(
                 "small gradients",
