@@ -7,7 +7,7 @@ the largest. Gradients are checked equal before anything is timed, but for the l
 other, turn by turn, on all cores. Peak memory is what a process of its own holds at most beyond the model, packed
 first, then shared, then padded.
 
-"fit" in the JSON: the two constants of `minigrpo.llm.forward`, fitted to the times of padded, shared and packed.
+"fit" in the JSON: the three constants of `minigrpo.llm.forward`, fitted to the times of padded, shared and packed.
 """
 
 from __future__ import annotations
@@ -201,19 +201,20 @@ def gradient_gaps(model: torch.nn.Module, calls: dict[str, Callable[[], None]]) 
 
 
 def terms(way: str, samples: Samples, packed: object, costs: forward.Costs) -> list[float]:
-    """A way's operations in linear layers, in the attention and its layer calls, without the two fitted constants."""
-    zero = forward.Costs(token=0, scored=0, pair=0, call=0)
+    """A way's operations in linear layers and in the attention, its layer calls and its blocks beyond the first."""
+    zero = forward.Costs(0, 0, 0, 0)
     alone = (
         forward.Costs(costs.token, costs.scored, 0, 0),
         forward.Costs(0, 0, costs.pair / forward.ATTENTION, 0),
         forward.Costs(0, 0, 0, costs.call / forward.LAYER),
+        forward.Costs(0, 0, 0, 0, costs.block / forward.BLOCK),
     )
     assert cost(way, samples, packed, zero) == 0
     return [cost(way, samples, packed, part) for part in alone]
 
 
 def fit(rows: list[dict]) -> dict[str, float]:
-    """ATTENTION and LAYER by least squares of the relative error of predicted seconds, one speed for all models."""
+    """ATTENTION, LAYER and BLOCK by least squares of the relative error of predicted seconds, one speed for all models."""
     counts, seconds = [], []
     for row in rows:
         for way in FORWARDS:
@@ -226,6 +227,7 @@ def fit(rows: list[dict]) -> dict[str, float]:
     return {
         "attention": float(x[1] / x[0]),
         "layer": float(x[2] / x[0]),
+        "block": float(x[3] / x[0]),
         "operations_per_second": float(1 / x[0]),
         "median_error": float(np.median(error)),
     }
@@ -233,7 +235,7 @@ def fit(rows: list[dict]) -> dict[str, float]:
 
 def chosen(result: dict) -> dict:
     """Add to each row the way that `auto` takes with the fitted constants."""
-    price = np.array([1.0, result["fit"]["attention"], result["fit"]["layer"]])
+    price = np.array([1.0, result["fit"]["attention"], result["fit"]["layer"], result["fit"]["block"]])
     for row in result["rows"]:
         row["auto"] = min(FORWARDS, key=lambda way: price @ row["operations"][way])
     return result

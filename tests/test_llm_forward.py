@@ -462,6 +462,7 @@ def test_costs_of_a_model():
     assert costs.scored == 2 * 32 * V
     assert costs.pair == forward.ATTENTION * 4 * 2 * 32
     assert costs.call == forward.LAYER * 2
+    assert costs.block == forward.BLOCK * 2
 
 
 def test_choice_is_the_cheapest_by_the_shapes():

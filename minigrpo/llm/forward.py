@@ -39,8 +39,10 @@ from minigrpo.packing import (
 TREE = "tree"  # the name of `tree_attention` in transformers
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 FORWARDS = ("padded", "shared", "packed")
-ATTENTION = 1.6  # operations of a linear layer in the time of one in the attention, fitted by benchmarks/packing.py
-LAYER = 1.8e8  # operations of a linear layer in the time that a layer takes for nothing, forward and back; fitted too
+# Fitted by benchmarks/packing.py: operations of a linear layer in the time, forward and back, of …
+ATTENTION = 2.7  # … one operation in the attention
+LAYER = 2.7e8  # … a layer that is called for nothing
+BLOCK = 5.4e7  # … one more block of queries in a layer
 AGREEMENT = {"float32": 1e-3, "bfloat16": 0.5}  # nats, on random tokens, where a wrong mask is off by more than 1
 
 
@@ -205,16 +207,18 @@ class Costs:
     """What a pass of a model costs, in operations of its linear layers (a multiplication and an addition are two).
 
     cost = token · tokens + scored · tokens whose log-prob is asked + pair · pairs in the attention + call · passes
+           + block · blocks of queries beyond the first
     """
 
     token: float
     scored: float
     pair: float
     call: float
+    block: float = 0.0  # runs of an earlier version wrote none
 
 
 def costs_of(model: PreTrainedModel) -> Costs:
-    """Read a model's costs off its sizes and two measured constants."""
+    """Read a model's costs off its sizes and three measured constants."""
     config = model.config.get_text_config()
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -225,6 +229,7 @@ def costs_of(model: PreTrainedModel) -> Costs:
         scored=2.0 * model.get_output_embeddings().weight.numel(),
         pair=ATTENTION * 4 * config.num_hidden_layers * width,
         call=LAYER * config.num_hidden_layers,
+        block=BLOCK * config.num_hidden_layers,
     )
 
 
@@ -232,16 +237,18 @@ def cost(way: str, samples: Samples, packed: PackedGroups, costs: Costs) -> floa
     """The cost of one of FORWARDS for a batch, from its shapes alone."""
     P, L = samples.prompt_ids.shape
     G, T = samples.completion_ids.shape[1], samples.completion_ids.shape[2] - 1  # the last token predicts nothing
-    scored = int(samples.completion_mask.sum())
+    scored, blocks = int(samples.completion_mask.sum()), 1
     if way == "packed":
         end = inner_tokens(packed)[2]
         tokens, passes, scored = end.numel(), 1, int((packed.multiplicity > 0).sum())
-        pairs = sum(mask.numel() for _, mask in ancestor_blocks(end))
+        masks = [mask for _, mask in ancestor_blocks(end)]
+        pairs, blocks = sum(mask.numel() for mask in masks), len(masks)
     elif way == "shared":
         tokens, pairs, passes = P * (L + G * T), P * (L * L + G * T * (L + T)), 2
     else:
         tokens, pairs, passes = P * G * (L + T), P * G * (L + T) ** 2, 1
-    return costs.token * tokens + costs.scored * scored + costs.pair * pairs + costs.call * passes
+    work = costs.token * tokens + costs.scored * scored + costs.pair * pairs
+    return work + costs.call * passes + costs.block * (blocks - 1)
 
 
 def choose(
