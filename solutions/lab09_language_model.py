@@ -148,7 +148,7 @@ plt.show()
 # | base | updates | prompts × group | learning rate | rank, alpha | tokens | evaluated on |
 # | --- | --- | --- | --- | --- | --- | --- |
 # | `tiny` | 60 | 8 × 8 | 1e-3 | 8, 16 | 16 | 200 |
-# | `smollm2-135m` | 16 | 4 × 8 | 5e-4 | 8, 16 | 16 | 60 |
+# | `smollm2-135m` | 12 | 4 × 8 | 5e-4 | 8, 16 | 16 | 60 |
 #
 # **Points** 1 for an adapter that the grader can read and that was trained (rank up to 64, float32, all linear layers
 # or some). 3 for at least **10 percentage points** more right answers than the base on fresh problems, greedily
@@ -178,7 +178,7 @@ def train_adapter(base: str, task: str, device: str, run: Path, out: Path) -> No
     if base == "tiny":
         settings = Settings(**common, updates=60, learning_rate=1e-3, eval_size=200)
     else:
-        settings = Settings(**common, updates=16, prompts=4, learning_rate=5e-4, micro_batch=16, eval_size=60)
+        settings = Settings(**common, updates=12, prompts=4, learning_rate=5e-4, micro_batch=16, eval_size=60)
     train(settings, run, progress=False)
     artifacts.save_adapter(run, out)
     ### END SOLUTION
