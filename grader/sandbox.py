@@ -80,6 +80,7 @@ class Worker:
         self._isolation, self._limits, self._allow = isolation, limits, allow
         self._failure: Failure | None = None  # what ended the worker
         self.cell_errors: list[str] = []
+        self.loaded = False  # the cells ran to their end, raising or not
 
     @property
     def alive(self) -> bool:
@@ -98,6 +99,7 @@ class Worker:
             except ProtocolError as error:
                 loaded = self._fail("import", f"the cells cannot be sent: {error}")
             if isinstance(loaded, Answer) and type(loaded.value) is list:
+                self.loaded = True
                 self.cell_errors = [text for text in loaded.value if type(text) is str and text]
             self._stack = stack.pop_all()
         return self
@@ -134,6 +136,8 @@ class Worker:
             return self._fail("timeout")
         except ProtocolError as error:
             return self._fail("protocol", str(error))
+        except BlockingIOError:  # it opened our end anew by way of /proc, and was quicker
+            return self._fail("protocol", "it reads or fills the grader's end of a pipe")
         match head["kind"], value:
             case "answer", _:
                 return Answer(value)
@@ -164,6 +168,7 @@ class Worker:
             command = [*confine.bubblewrap(stage, self._limits.disk), *command]
         plan = {
             "command": command,
+            "stage": stage,
             "user": user,
             "needed": [stage, confine.BASE, *confine.SITES],
             "memory": self._limits.memory,
