@@ -13,23 +13,30 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo test test-trl lint format bench clean
+.PHONY: help venv demo notebooks test test-trl lessons lint format bench site clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (half a minute)
 	$(VENV_PY) -m minigrpo demo $(ARGS)
 
+notebooks: .venv/.installed ## set up, then open lessons and labs in Jupyter
+	$(VENV_PY) -m jupyter lab $(ARGS)
+
 test: .venv/.installed-dev ## set up, then the tests
 	$(VENV_PY) -m pytest $(ARGS)
 
-test-trl: .venv-trl-oldest/.installed .venv-trl-newest/.installed ## test against the oldest and the newest TRL we claim
-	@set -e; for end in oldest newest; do \
-	  .venv-trl-$$end/bin/python -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
-	  .venv-trl-$$end/bin/python -m pytest tests/test_trl.py tests/test_trl_recipes.py $(ARGS); \
-	done
+test-trl: test-trl-oldest test-trl-newest ## test against the oldest and the newest TRL we claim
+
+test-trl-%: .venv/trl-%/.installed
+	@export PYTHONPATH="$(CURDIR)/.venv/trl-$*"; \
+	$(VENV_PY) -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
+	$(VENV_PY) -m pytest tests/test_trl.py tests/test_trl_recipes.py $(ARGS)
+
+lessons: .venv/.installed-dev ## run the lessons again, in place (ARGS=02: one); test ARGS="-m lessons" compares
+	$(VENV_PY) lessons/run.py $(ARGS)
 
 lint: .venv/.installed-dev ## check style and format, change nothing
 	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
@@ -40,18 +47,18 @@ format: .venv/.installed-dev ## mend style and format
 bench: .venv/.installed ## run every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "Running $$script"; $(VENV_PY) "$$script" $(ARGS); done
 
+site: .venv/.installed-site ## build the course site into build/site/html, offline
+	@$(VENV_PY) docs/site/build.py
+	@echo "The site is there: build/site/html/index.html"
+
 clean: ## remove caches and build output (keeps .venv and runs/)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A TRL of its own for each end of the range, beside torch and all else that the extras ask for.
-.venv-trl-%/.installed: pyproject.toml | .venv/.installed
-	@echo "Installing the $* TRL (a few minutes; log in .venv-trl-$*/install.log)"
-	@$(VENV_PY) -m venv .venv-trl-$*
+# One end of TRL's range, found before .venv's own TRL. --no-deps: both ends ask for what the extras have in .venv.
+.venv/trl-%/.installed: pyproject.toml Makefile | .venv/.installed-dev
 	@case $* in oldest) trl="trl==0.29.0";; newest) trl="trl==1.16.*";; esac; \
-	.venv-trl-$*/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  -e ".[llm,trl]" "$$trl" "pytest>=8.0,<10" "hypothesis>=6.100,<7" > .venv-trl-$*/install.log 2>&1 \
-	  || { echo "minigrpo: pip failed; see .venv-trl-$*/install.log" >&2; exit 1; }
+	$(call install,--no-deps --upgrade --target .venv/trl-$* "$$trl")
 	@touch $@
 
 # Runs every time, in a fraction of a second: makes .venv if there is none, or says what is wrong with the one there is.
@@ -83,4 +90,9 @@ venv:
 .venv/.installed-dev: .venv/.installed
 	@echo "Installing what the tests need (log in .venv/install.log)"
 	@$(call install,-e ".[dev]")
+	@touch $@
+
+.venv/.installed-site: .venv/.installed
+	@echo "Installing what the site needs (log in .venv/install.log)"
+	@$(call install,-e ".[site]")
 	@touch $@

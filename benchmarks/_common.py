@@ -42,7 +42,9 @@ def main(name: str, doc: str, measure: Callable[[bool], dict], table: Callable[[
     try:
         if target:
             check_writable(target)
-        result = {"benchmark": name, "quick": arguments.quick, "machine": machine()} | measure(arguments.quick)
+        before = machine()  # the load that others make
+        result = {"benchmark": name, "quick": arguments.quick, "machine": before} | measure(arguments.quick)
+        result["machine"]["threads"] = torch.get_num_threads()  # a script may have set them
         if target:
             write_json(target, result)
     except OSError as error:

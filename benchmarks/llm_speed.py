@@ -32,7 +32,7 @@ from minigrpo.llm.models import SMOLLM2_HUB, cache_folder, cached_folder, is_con
 from minigrpo.llm.sampling import Samples, sample_completions
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.tasks import Task, load_task
-from minigrpo.llm.training import descend, describe, prepare, problems_of
+from minigrpo.llm.training import Learner, descend, describe, prepare, problems_of, set_attention
 from minigrpo.objectives import OBJECTIVES
 
 CASES = [
@@ -57,9 +57,11 @@ class Ours:
     def __init__(self, settings: Settings, task: Task) -> None:
         self.settings, self.task = settings, task
         loaded = load_model(settings.model)
+        set_attention(loaded.model, settings.attention)
         self.model, self.tokenizer = prepare(loaded.model, settings), loaded.tokenizer
         self.optimizer = Timed(self.model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-        self.way_of = functools.partial(choose, costs=costs_of(loaded.model), ways=FORWARDS)
+        way_of = functools.partial(choose, costs=costs_of(loaded.model), ways=FORWARDS)
+        self.learner = Learner(self.model, None, self.optimizer, settings, way_of)
 
     def sample(self, prompts: list[list[int]], seed: int) -> Samples:
         """As in `train`, but for the EOS."""
@@ -95,7 +97,7 @@ class Ours:
         tensors = OBJECTIVES[settings.objective](rewards, ids, mask, scale=settings.scale)
         clock.append(CPU_TIME())
         self.model.train()
-        descend(self.model, None, self.optimizer, samples, tensors, settings, settings.micro_batch, self.way_of)
+        descend(self.learner, samples, tensors, settings.micro_batch)
         clock += [CPU_TIME() - self.optimizer.seconds, CPU_TIME()]
         if not mask.all():
             raise RuntimeError("a completion of ours ended early: the lengths compared are not equal")
@@ -116,7 +118,7 @@ class Ours:
         tensors = samples.old_logps, torch.ones_like(samples.old_logps)  # any numbers do
         self.model.train()
         with FlopCounterMode(display=False) as learning:
-            descend(self.model, None, self.optimizer, samples, tensors, settings, settings.micro_batch, self.way_of)
+            descend(self.learner, samples, tensors, settings.micro_batch)
         counts = (counter.get_flop_counts()["Global"] for counter in (sampling, learning))
         return dict(zip(COUNTED, (count[torch.ops.aten.mm] for count in counts), strict=True))
 

@@ -7,7 +7,7 @@ the largest. Gradients are checked equal before anything is timed, but for the l
 other, turn by turn, on all cores. Peak memory is what a process of its own holds at most beyond the model, packed
 first, then shared, then padded.
 
-"fit" in the JSON: the two constants of `minigrpo.llm.forward`, fitted to the times of padded, shared and packed.
+"fit" in the JSON: the three constants of `minigrpo.llm.forward`, fitted to the times of padded, shared and packed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from minigrpo.llm import forward
 from minigrpo.llm.forward import FORWARDS, cost, costs_of, packed_logps, padded_logps, shared_logps
 from minigrpo.llm.models import load_model
 from minigrpo.llm.sampling import Samples
+from minigrpo.llm.training import set_attention
 from minigrpo.packing import pack, tree_loss, unpack
 
 # (model, P, G, L, T, S): the first four of smollm2 are the goals; the rest of the grid is for `auto`, where completions
@@ -44,8 +45,8 @@ GRID = (
     ("tiny", 8, 8, 14, 24, 6),
     ("tiny", 8, 8, 14, 24, 0),
     ("tiny", 1, 16, 14, 24, 0),
-    ("tiny", 1, 16, 64, 128, 0),
-    ("tiny", 1, 4, 8, 200, 0),
+    ("tiny", 1, 16, 32, 96, 0),
+    ("tiny", 1, 4, 8, 120, 0),
 )
 QUICK = (("tiny", 2, 4, 10, 8, 3), ("tiny", 1, 4, 4, 100, 0))
 TOLERANCE = 1e-4  # of the gradient, relative, in float32; of random tokens it is larger than of samples
@@ -137,6 +138,7 @@ def peaks_mb(name: str, shape: Sequence[int]) -> dict[str, float]:
 def print_peaks(name: str, shape: Sequence[int]) -> None:
     """Print the peaks as JSON. The largest ever held only grows: the ways go from the frugal to the greedy one."""
     model = load_model(name).model.train()
+    set_attention(model, "default")
     samples, rewards = group_of(model.config.vocab_size, *shape)
     calls = updates_of(model, samples, rewards)
     before, peaks = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
@@ -156,6 +158,7 @@ def measure(quick: bool) -> dict:
     for (name, *shape), peak in zip(grid, peaks, strict=True):
         loaded = load_model(name)
         model = loaded.model.train()
+        set_attention(model, "default")
         samples, rewards = group_of(model.config.vocab_size, *shape)
         packed = pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
         calls = updates_of(model, samples, rewards)
@@ -198,19 +201,20 @@ def gradient_gaps(model: torch.nn.Module, calls: dict[str, Callable[[], None]]) 
 
 
 def terms(way: str, samples: Samples, packed: object, costs: forward.Costs) -> list[float]:
-    """A way's operations in linear layers, in the attention and its layer calls, without the two fitted constants."""
-    zero = forward.Costs(token=0, scored=0, pair=0, call=0)
+    """A way's operations in linear layers and in the attention, its layer calls and its blocks beyond the first."""
+    zero = forward.Costs(0, 0, 0, 0)
     alone = (
         forward.Costs(costs.token, costs.scored, 0, 0),
         forward.Costs(0, 0, costs.pair / forward.ATTENTION, 0),
         forward.Costs(0, 0, 0, costs.call / forward.LAYER),
+        forward.Costs(0, 0, 0, 0, costs.block / forward.BLOCK),
     )
     assert cost(way, samples, packed, zero) == 0
     return [cost(way, samples, packed, part) for part in alone]
 
 
 def fit(rows: list[dict]) -> dict[str, float]:
-    """ATTENTION and LAYER by least squares of the relative error of predicted seconds, one speed for all models."""
+    """ATTENTION, LAYER and BLOCK by least squares of the relative error of predicted seconds, one speed for all models."""
     counts, seconds = [], []
     for row in rows:
         for way in FORWARDS:
@@ -223,6 +227,7 @@ def fit(rows: list[dict]) -> dict[str, float]:
     return {
         "attention": float(x[1] / x[0]),
         "layer": float(x[2] / x[0]),
+        "block": float(x[3] / x[0]),
         "operations_per_second": float(1 / x[0]),
         "median_error": float(np.median(error)),
     }
@@ -230,7 +235,7 @@ def fit(rows: list[dict]) -> dict[str, float]:
 
 def chosen(result: dict) -> dict:
     """Add to each row the way that `auto` takes with the fitted constants."""
-    price = np.array([1.0, result["fit"]["attention"], result["fit"]["layer"]])
+    price = np.array([1.0, result["fit"]["attention"], result["fit"]["layer"], result["fit"]["block"]])
     for row in result["rows"]:
         row["auto"] = min(FORWARDS, key=lambda way: price @ row["operations"][way])
     return result

@@ -1,8 +1,12 @@
 """`python -m grader`."""
 
+import os
 import sys
 
-from grader.cli import main
+from grader.cli import INTERRUPTED, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == INTERRUPTED:  # at once: the workers of threads that still grade end with us, and results are whole
+        os._exit(status)
+    sys.exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,22 +11,21 @@ import torch
 from grader.exercise import Attempt, Case, Exercise, explain
 from grader.labs import find_exercise
 
+SHOWN = 48  # entries of a tensor that are printed in full
 PUBLIC_SEED = 0  # the instructor's seed is another one
 
 
-def check(exercise_id: str, function: Callable[..., Any]) -> bool:
+def check(exercise_id: str, function: Callable[..., Any]) -> None:
     """Try a function on the public cases of an exercise and print what was found.
 
-    Returns: whether all public cases passed. Hidden cases are drawn when the lab is graded.
+    Hidden cases are drawn when the lab is graded.
     Raises: KeyError for an exercise that does not exist, TypeError for something that can't be called.
     """
     exercise = find_exercise(exercise_id)
     if not callable(function):
         example = f"check({exercise_id!r}, {exercise.function})"
         raise TypeError(f"check takes your function, as in {example}, got {function!r}")
-    lines, passed = public_report(exercise, function)
-    print("\n".join(lines))
-    return passed
+    print("\n".join(public_report(exercise, function)[0]))
 
 
 def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[list[str], bool]:
@@ -58,7 +58,7 @@ def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> Att
     """Run the student's function on one case, here, in the student's own process."""
     expected = exercise.run(exercise.reference, case)
     try:
-        answer = exercise.run(function, case)
+        answer = exercise.run(function, copy.deepcopy(case))  # what it changes is its own
     except Exception as error:  # noqa: BLE001  (a student's code may raise anything; the check has to say what)
         return Attempt(case, expected, error=f"{type(error).__name__}: {error}")
     return Attempt(case, expected, answer, wrong=exercise.judge(case, expected, answer))
@@ -67,8 +67,8 @@ def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> Att
 def _show(value: Any) -> str:
     """Show an argument or answer in full where it is short."""
     if isinstance(value, torch.Tensor):
-        text = str(value.tolist()) if value.numel() <= 24 else f"tensor of shape {tuple(value.shape)}, {value.dtype}"
-        return _rounded(value) if value.is_floating_point() and value.numel() <= 24 else text
+        text = str(value.tolist()) if value.numel() <= SHOWN else f"tensor of shape {tuple(value.shape)}, {value.dtype}"
+        return _rounded(value) if value.is_floating_point() and value.numel() <= SHOWN else text
     text = repr(value)
     return text if len(text) <= 160 else f"{text[:157]}…"
 

@@ -16,6 +16,7 @@ from grader.submission import SubmissionError, read_submission
 from minigrpo.files import check_writable, write_json, write_text
 
 LABS = Path("labs")
+INTERRUPTED = 130  # by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,15 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # tensors of a case are too small for more
     try:
         return arguments.run(arguments)
-    except KeyError as error:
-        print(f"grader {arguments.command}: {error.args[0]}", file=sys.stderr)
-        return 2
     except (ValueError, OSError) as error:
         print(f"grader {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"grader {arguments.command}: interrupted; what is written stays, run it again to go on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -209,9 +207,9 @@ def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:
     if arguments.seed is None and seed_file.exists():
         seed = int(seed_file.read_text())
     else:
-        seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
-    if seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {seed}")
+        seed = 1 + secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    if seed < 1:
+        raise ValueError(f"--seed must be at least 1, got {seed} (0 draws the public cases)")
     return entry, seed, isolation
 
 

@@ -82,7 +82,8 @@ def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, w
         return None
     place = tuple(wrong.nonzero()[0].tolist())
     count = f"{int(wrong.sum())} of {wrong.numel()} entries are wrong, first" if wrong.numel() > 1 else "wrong"
-    return f"{where}: {count} at {list(place)}: expected {want[place].item():.6g}, got {got[place].item():.6g}"
+    at = f" at {list(place)}" if place else ""
+    return f"{where}: {count}{at}: expected {want[place].item():.6g}, got {got[place].item():.6g}"
 
 
 def _kind(tensor: Tensor) -> str:

@@ -72,7 +72,7 @@ def export_html(grades: Sequence[Mapping], title: str, out: Path) -> list[Path]:
 def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
     """Write out/grades.csv: a row for each student, a column for each exercise."""
     ids = [row["id"] for row in grades[0]["exercises"]]
-    header = ["student", "lab", "earned", "points", *ids, "unmarked", "stale", "problem", "isolation", "seed", "sha256"]
+    header = ["student", "lab", "earned", "points", *ids, "unmarked", "stale", "problem", "isolation", "sha256"]
     rows = [
         [
             cell(grade["student"]),
@@ -84,7 +84,6 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
             "yes" if grade["stale"] else "",
             cell(grade["problem"] or ""),
             grade["isolation"],
-            grade["seed"],
             grade["sha256"],
         ]
         for grade in grades
@@ -105,12 +104,11 @@ def export_canvas(grades: Sequence[Mapping], assignment: str, roster: Path | Non
         )
     points = grades[0]["points"]
     rows = [["Points Possible".rjust(19), "", "", "", "", points]]
-    people = None if roster is None else _people(roster, ("Student", "ID"), skip="Points Possible")
-    for grade in grades:
-        if people is None:
-            person = dict.fromkeys(CANVAS, "") | {"Student": grade["student"]}
-        else:
-            person = _find(grade["student"], people, ("ID", "SIS Login ID", "SIS User ID", "Student"), roster)
+    if roster is None:
+        found = [dict.fromkeys(CANVAS, "") | {"Student": grade["student"]} for grade in grades]
+    else:
+        found = _match(grades, _people(roster, ("Student", "ID"), skip="Points Possible"), CANVAS_KEYS, roster)
+    for grade, person in zip(grades, found, strict=True):
         rows.append([*(cell(person.get(name, "")) for name in CANVAS), f"{grade['earned']:g}"])
     return [write_text(out / "canvas.csv", _csv([[*CANVAS, assignment], *rows]))]
 
@@ -124,8 +122,8 @@ def export_moodle(grades: Sequence[Mapping], worksheet: Path | None, out: Path) 
     lines = {grade["student"]: "\n".join(feedback_lines(grade)) for grade in grades}
     people = None if worksheet is None else _people(worksheet, ("Identifier", "Full name", "Grade"))
     plain, written = [["Email address", "ID number", "Grade", "Feedback"]], []
-    for grade in grades:
-        person = {} if people is None else _find(grade["student"], people, MOODLE_KEYS, worksheet)
+    found = [{} for _ in grades] if people is None else _match(grades, people, MOODLE_KEYS, worksheet)
+    for grade, person in zip(grades, found, strict=True):
         if person:
             person["Grade"] = f"{grade['earned']:g}"
             person["Feedback comments"] = cell(lines[grade["student"]])
@@ -139,6 +137,7 @@ def export_moodle(grades: Sequence[Mapping], worksheet: Path | None, out: Path) 
     return [*written, write_text(out / "moodle_plain.csv", _csv(plain))]
 
 
+CANVAS_KEYS = ("ID", "SIS Login ID", "SIS User ID", "Student")
 MOODLE_KEYS = ("Identifier", "Email address", "ID number", "Username", "Full name")
 
 
@@ -154,6 +153,17 @@ def _people(path: Path, needed: Iterable[str], skip: str | None = None) -> list[
             f"{path} must hold the columns {', '.join(needed)} and a row a student, lacks {', '.join(missing)}"
         )
     return [row for row in rows if not skip or not (row["Student"] or "").strip().startswith(skip)]
+
+
+def _match(grades: Sequence[Mapping], people: Sequence[dict], keys: Iterable[str], roster: Path) -> list[dict]:
+    """Find each grade's person. Raises ValueError as `_find`, and where two grades are one person's."""
+    owners: dict[int, str] = {}
+    found = [_find(grade["student"], people, keys, roster) for grade in grades]
+    for grade, person in zip(grades, found, strict=True):
+        other = owners.setdefault(id(person), grade["student"])
+        if other != grade["student"]:
+            raise ValueError(f"{roster} has one row for both {other!r} and {grade['student']!r}: rename one of them")
+    return found
 
 
 def _find(student: str, people: Sequence[dict], keys: Iterable[str], roster: Path) -> dict:

@@ -75,7 +75,7 @@ def merge(result: Mapping, marks: Mapping) -> dict:
         by_person = points is not None or bool(delta)
         unmarked = row["kind"] == "written" and points is None and not result["problem"]
         by = "person" if by_person else "grader"
-        rows.append({**row, "earned": earned, "comment": mark.get("comment") or "", "by": by, "open": unmarked})
+        rows.append({**row, "earned": earned, "comment": str(mark.get("comment") or ""), "by": by, "open": unmarked})
     if given:
         raise ValueError(f"{result['student']}: {result['lab']} has no exercise {', '.join(map(str, given))}")
     marked = any(row["by"] == "person" for row in rows)
@@ -89,6 +89,8 @@ def final_grades(out: Path) -> list[dict]:
     if not paths:
         raise ValueError(f"no grades in {out}: run `python -m grader grade … --out {out}` first")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if len(labs := sorted({result["lab"] for result in results})) > 1:
+        raise ValueError(f"{out} holds grades of {' and '.join(labs)}: give each lab a folder of its own")
     return [merge(result, read_manual(out, result["student"])) for result in results]
 
 
@@ -145,9 +147,7 @@ def html_report(grade: Mapping, title: str) -> str:
         body += [f"<table>{''.join(cells)}</table>"] if cells else []
         body += [f"<blockquote>{e(row['answer'])}</blockquote>"] if row["answer"] else []
         body += [f"<p>{e(row['comment'])}</p>"] if row["comment"] else []
-    footer = (
-        f"seed {grade['seed']} · isolation: {grade['isolation']} · submission {grade['sha256'][:12] or 'unreadable'}"
-    )
+    footer = f"isolation: {grade['isolation']} · submission {grade['sha256'][:12] or 'unreadable'}"  # and no seed
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{e(title)}</title><style>{STYLE}</style><body>{''.join(body)}<footer>{e(footer)}</footer></body></html>\n"

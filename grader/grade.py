@@ -5,10 +5,14 @@ Nothing that a student wrote is imported or run in this process; a worker's answ
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -19,7 +23,8 @@ from grader.sandbox import Answer, Failure, Worker
 from grader.submission import Submission, SubmissionError, read_submission
 from minigrpo.files import write_json
 
-VERSION = 1  # of the result's format and of the way cases are drawn: another one makes `grade` grade again
+HERE = Path(__file__).resolve().parent
+LONGEST_NAME = 200  # bytes of a student's name: with what our own files' names add, a file system takes 255
 KINDS = {  # what a failure of the worker is called in the feedback; nothing of the student's output is shown
     "crash": "the code ended Python itself (os._exit, a crash, or a limit on processes or memory)",
     "timeout": "the code did not answer in time",
@@ -72,12 +77,22 @@ def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows:
         "sha256": sha256,
         "seed": seed,
         "isolation": isolation,
-        "version": VERSION,
-        "problem": problem,
+        "version": version(lab),
+        "problem": problem and printable(problem),
         "earned": sum(row["earned"] for row in rows),
         "points": sum(row["points"] for row in rows),
         "exercises": list(rows),
     }
+
+
+@cache
+def version(lab: str) -> str:
+    """A hash of the code that decides the lab's points; where it is another one, `grade` grades again."""
+    digest = hashlib.sha256()
+    for path in sorted([*HERE.rglob("*.py"), *HERE.rglob("*.json"), *(HERE.parent / "minigrpo").glob("*.py")]):
+        if not re.match(r"lab\d\d", path.stem) or path.stem == lab:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed: int, isolation: str) -> list[dict]:
@@ -87,7 +102,7 @@ def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed:
         for part in exercise.parts:
             attempts: list[Attempt] = []
             for index in range(part.draws):
-                if worker is None or not worker.alive:
+                if worker is None or (worker.loaded and not worker.alive):  # cells that end it would do so again
                     worker = Worker(cells, setup=setup, isolation=isolation, allow=exercise.allow)
                     workers.enter_context(worker)
                 case = exercise.case(part, seed, index)
@@ -142,12 +157,26 @@ def find_submissions(folder: Path) -> list[tuple[str, Path]]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not (path.is_dir() or path.suffix in (".ipynb", ".zip")):
             continue
-        if path.stem in found:
-            raise ValueError(f"two submissions are named {path.stem!r}: {found[path.stem].name} and {path.name}")
-        found[path.stem] = path
+        student = student_name(path)
+        if student in found:
+            raise ValueError(f"two submissions are named {student!r}: {found[student].name!r} and {path.name!r}")
+        found[student] = path
     if not found:
         raise ValueError(f"no submission in {folder}: it must hold a notebook, a zip or a folder for each student")
     return list(found.items())
+
+
+def student_name(path: Path) -> str:
+    """Who handed this in: the name of the file or folder, made fit to be printed and to name our own files."""
+    name = path.name if path.is_dir() else path.stem
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    return printable(name)
+
+
+def printable(text: str) -> str:
+    """A text on one line, without what steers a terminal or can't be written as UTF-8."""
+    return "".join(letter if letter.isprintable() else "_" for letter in text)
 
 
 def grade_folder(
@@ -175,7 +204,7 @@ def grade_folder(
                 yield future.result()
             bar.update()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for a submission that hangs
         bar.close()
 
 
@@ -186,7 +215,7 @@ def _grade_path(path: Path, student: str, lab: str, entry: Mapping, seed: int, o
     except (SubmissionError, OSError) as error:
         return _write(_nothing(student, lab, "", seed, isolation, entry, str(error)), out)
     done = _read_result(out, student)
-    wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": VERSION, "lab": lab}
+    wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
     if done and all(done.get(key) == value for key, value in wanted.items()):
         return done
     return _write(grade_submission(submission, lab, entry, seed, isolation), out)
@@ -210,5 +239,5 @@ def _read_result(out: Path, student: str) -> dict | None:
     """A result of an earlier run, or None where there is none that can be read."""
     try:
         return json.loads((out / "auto" / f"{student}.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None

@@ -25,10 +25,10 @@ class ProtocolError(ValueError):
     """A frame or a value that is not what this module describes."""
 
 
-def pack(head: dict[str, str], value) -> bytes:
-    """The frame of `value`; raises ProtocolError where it cannot travel."""
+def pack(head: dict[str, str], value, *, finite: bool) -> bytes:
+    """The frame of `value`, refused with ProtocolError where `unpack` would refuse it."""
     arrays: list[bytes] = []
-    header = _dumps(head | {"value": _encode(value, 0, arrays)}).encode()
+    header = _dumps(head | {"value": _encode(value, 0, arrays, finite)}).encode()
     size = len(header) + 1 + sum(map(len, arrays))
     if len(header) > MAX_HEADER or size > MAX_FRAME:
         raise ProtocolError(f"the value takes {size} bytes, more than can be sent")
@@ -55,30 +55,29 @@ def unpack(body: bytes, *, finite: bool) -> tuple[dict[str, str], object]:
     return head, value
 
 
-def _encode(value, depth: int, arrays: list[bytes]):
+def _encode(value, depth: int, arrays: list[bytes], finite: bool):
     kind = type(value)
     if depth > MAX_DEPTH:
         raise ProtocolError(f"the value is nested more than {MAX_DEPTH} deep")
-    if (
-        value is None
-        or kind in (bool, str)
-        or (kind is int and abs(value) < 2**63)
-        or (kind is float and value == value)
-    ):
+    if value is None or kind is bool or (kind is int and abs(value) < 2**63):
         return value
+    if kind is str:
+        return _text(value)
+    if kind is float:
+        return _number(value, finite)
     if kind in (list, tuple):
-        return [_encode(item, depth + 1, arrays) for item in value]
+        return [_encode(item, depth + 1, arrays, finite) for item in value]
     if kind is dict and all(type(key) is str for key in value):
-        return {"dict": {key: _encode(item, depth + 1, arrays) for key, item in value.items()}}
+        return {"dict": {_text(key): _encode(item, depth + 1, arrays, finite) for key, item in value.items()}}
     if kind is np.ndarray and value.dtype.name in DTYPES and value.nbytes <= MAX_FRAME:
-        arrays.append(value.astype(DTYPES[value.dtype.name]).tobytes())
+        arrays.append(_number(value, finite).astype(DTYPES[value.dtype.name]).tobytes())
         return {"numpy": [value.dtype.name, list(value.shape)]}
     if kind is torch.Tensor and value.numel() * value.element_size() <= MAX_FRAME:
         name = str(value.dtype).removeprefix("torch.")
         if name in DTYPES and value.layout == torch.strided:
-            arrays.append(value.numpy(force=True).astype(DTYPES[name]).tobytes())
+            arrays.append(_number(value.numpy(force=True), finite).astype(DTYPES[name]).tobytes())
             return {"torch": [name, list(value.shape)]}
-    raise ProtocolError(f"{kind.__module__}.{kind.__qualname__} is not a plain value (or NaN, or too large)")
+    raise ProtocolError(f"{kind.__module__}.{kind.__qualname__} is not a plain value, or too large a one")
 
 
 def _decode(node, depth: int, arrays: "_Arrays"):
@@ -96,8 +95,8 @@ def _decode(node, depth: int, arrays: "_Arrays"):
             array = arrays.take(*content)
             return torch.from_numpy(array) if kind == "torch" else array
         raise ProtocolError("an object of no known kind")
-    if type(node) is float and not (math.isfinite(node) or (math.isinf(node) and not arrays.finite)):
-        raise ProtocolError(f"the value holds {node}")
+    if type(node) is float:
+        return _number(node, arrays.finite)
     return _text(node) if type(node) is str else node
 
 
@@ -119,9 +118,7 @@ class _Arrays:
         self.at += count * size
         if name == "bool" and array.view(np.uint8).max(initial=0) > 1:
             raise ProtocolError("a bool that is neither 0 nor 1")
-        if name.startswith("float") and (np.isnan(array).any() or (self.finite and np.isinf(array).any())):
-            raise ProtocolError("the value holds NaN or an infinity")
-        return array.astype(name).reshape(shape)
+        return _number(array, self.finite).astype(name).reshape(shape)
 
 
 def _unique(pairs):
@@ -134,6 +131,13 @@ def _int(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise ValueError("an int of more than 64 bits")
     return int(digits)
+
+
+def _number(value, finite: bool):
+    """A float or an array, without NaN, and where `finite` without infinities."""
+    if np.isnan(value).any() or (finite and np.isinf(value).any()):
+        raise ProtocolError("the value holds NaN or an infinity")
+    return value
 
 
 def _text(text: str) -> str:

@@ -3,8 +3,8 @@
     with Worker([("lab02.1", source)], isolation=best_isolation()) as worker:
         answer = worker.ask("call", "step_sizes", {"completion_ids": ids}, seconds=5.0)
 
-Three processes: the grader (here) → `supervisor.py` (trusted; another user, limits, watchdog, the end of all of it) →
-`worker.py` (hostile from the first cell on).
+Three processes: the grader (here) → `supervisor.py` (trusted: another user, the watchdog, the end of all of it) →
+`worker.py` (sets its limits, then hostile from the first cell on), given what `confine.py` says. For Linux.
 
 - "bubblewrap": namespaces of its own for users, processes, network and mounts. Of the host it sees, read-only, the
   interpreter, its libraries and a copy of three of our files; it writes to small tmpfs. Needs bubblewrap 0.8.
@@ -22,22 +22,16 @@ import os
 import secrets
 import select
 import shutil
-import site
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from grader import confine
 from grader.protocol import MAX_FRAME, ProtocolError, pack, unpack
 
-HERE = Path(__file__).resolve().parent
-USERS = range(60578, 61184)  # ids that systemd's table of users leaves free; one for each worker in turn
 _TURN = itertools.count(os.getpid())
-PYTHON = os.path.realpath(sys._base_executable)
-BASE = os.path.realpath(sys.base_prefix)
-SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages()) if p in sys.path]
 
 
 @dataclass(frozen=True)
@@ -86,6 +80,7 @@ class Worker:
         self._isolation, self._limits, self._allow = isolation, limits, allow
         self._failure: Failure | None = None  # what ended the worker
         self.cell_errors: list[str] = []
+        self.loaded = False  # the cells ran to their end, raising or not
 
     @property
     def alive(self) -> bool:
@@ -94,13 +89,17 @@ class Worker:
     def __enter__(self) -> "Worker":
         with contextlib.ExitStack() as stack:
             self._start(stack)
-            ready = self._answer("", time.monotonic() + self._limits.start_seconds)
+            ready = self._exchange(b"", "", time.monotonic() + self._limits.start_seconds)
             with self._supervisor.stderr as pipe:  # closed before student code can write to it
                 if isinstance(ready, Failure):
                     reason = pipe.read(4000).decode(errors="replace").strip()
                     raise SandboxError(f"isolation {self._isolation!r} fails here ({ready.kind}): {reason}")
-            loaded = self._ask("load", "", self._cells, self._limits.load_seconds)
+            try:
+                loaded = self.ask("load", "", {"cells": self._cells}, seconds=self._limits.load_seconds)
+            except ProtocolError as error:
+                loaded = self._fail("import", f"the cells cannot be sent: {error}")
             if isinstance(loaded, Answer) and type(loaded.value) is list:
+                self.loaded = True
                 self.cell_errors = [text for text in loaded.value if type(text) is str and text]
             self._stack = stack.pop_all()
         return self
@@ -109,84 +108,79 @@ class Worker:
         self._stack.close()
 
     def ask(self, driver: str, function: str, arguments: dict, *, seconds: float) -> Answer | Failure:
-        """What the student's `function` gives for `arguments` by way of a driver, within `seconds`."""
-        return self._ask(driver, function, arguments, seconds)
+        """What the student's `function` gives for `arguments` by way of a driver, within `seconds`.
 
-    def _ask(self, driver: str, function: str, value, seconds: float) -> Answer | Failure:
+        Raises ProtocolError where the arguments cannot be sent.
+        """
         if self._failure:
             return self._failure
         deadline, ident = time.monotonic() + seconds, secrets.token_hex(16)
-        try:
-            frame = pack({"id": ident, "driver": driver, "function": function}, value)
-        except ProtocolError as error:
-            if driver != "load":
-                raise
-            return self._fail("import", f"the cells cannot be sent: {error}")
+        frame = pack({"id": ident, "driver": driver, "function": function}, arguments, finite=False)
         if _poll(self._answers, select.POLLIN, 0) & select.POLLIN:
             return self._fail("protocol", "it wrote before it was asked")
+        return self._exchange(frame, ident, deadline)
+
+    def _exchange(self, frame: bytes, ident: str, deadline: float) -> Answer | Failure:
+        """Send a frame and receive the one with this id; whatever else comes ends the worker."""
         try:
             self._write(frame, deadline)
-        except BrokenPipeError:
-            return self._fail("crash")
-        except TimeoutError:
-            return self._fail("timeout")
-        return self._answer(ident, deadline)
-
-    def _answer(self, ident: str, deadline: float) -> Answer | Failure:
-        """The answer with this id; whatever else comes ends the worker."""
-        try:
             size = int.from_bytes(self._read(4, deadline), "big")
             if size > MAX_FRAME:
                 raise ProtocolError(f"a frame of {size} bytes")
             head, value = unpack(self._read(size, deadline), finite=True)
-        except EOFError:
+            if head.keys() != {"id", "kind"} or head["id"] != ident:
+                raise ProtocolError("a frame that answers no request")
+        except (EOFError, BrokenPipeError):
             return self._fail("crash")
         except TimeoutError:
             return self._fail("timeout")
         except ProtocolError as error:
             return self._fail("protocol", str(error))
-        match head:
-            case {"id": str(given), "kind": str(kind)} if given == ident and len(head) == 2:
-                pass
-            case _:
-                return self._fail("protocol", "a frame that answers no request")
-        if kind in ("answer", "ready"):
-            return Answer(value)
-        if kind == "missing":
-            return Failure("import", "\n".join(self.cell_errors)) if self.cell_errors else Failure("missing")
-        if kind in ("error", "protocol") and type(value) is str:
-            return Failure(kind, value)
+        except BlockingIOError:  # it opened our end anew by way of /proc, and was quicker
+            return self._fail("protocol", "it reads or fills the grader's end of a pipe")
+        match head["kind"], value:
+            case "answer", _:
+                return Answer(value)
+            case "missing", _:
+                return Failure("import", "\n".join(self.cell_errors)) if self.cell_errors else Failure("missing")
+            case ("error" | "protocol") as kind, str(detail):
+                return Failure(kind, detail)
         return self._fail("protocol", "a frame of no known kind")
 
     def _fail(self, kind: str, detail: str = "") -> Failure:
-        ended = self._end()
-        self._failure = Failure("memory") if ended == "memory" else Failure(kind, detail)
+        self._failure = Failure("memory") if self._end() == "memory" else Failure(kind, detail)
         return self._failure
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         stage = tempfile.mkdtemp(prefix="minigrpo-worker-")
         stack.callback(shutil.rmtree, stage, ignore_errors=True)
-        user = USERS[next(_TURN) % len(USERS)] if os.getuid() == 0 else None
-        home = _fill(Path(stage), self._allow, user)
+        user = confine.USERS[next(_TURN) % len(confine.USERS)] if os.getuid() == 0 else None
+        home = confine.fill(Path(stage), self._allow, user)
         bare = self._isolation == "reduced"
         ours, self._requests = os.pipe()
         self._answers, theirs = os.pipe()
         for descriptor in (self._requests, self._answers):
             stack.callback(os.close, descriptor)
             os.set_blocking(descriptor, False)
-        python = [PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
-        command = [*python, "-c", _program(stage if bare else "/grader", ours, theirs, self._rlimits())]
+        python = [confine.PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
+        command = [*python, "-c", confine.program(stage if bare else "/grader", ours, theirs, self._rlimits())]
         if not bare:
-            command = [*_bubblewrap(stage, self._limits.disk), *command]
-        plan = {"command": command, "user": user, "needed": [stage, BASE, *SITES], "memory": self._limits.memory}
+            command = [*confine.bubblewrap(stage, self._limits.disk), *command]
+        plan = {
+            "command": command,
+            "stage": stage,
+            "user": user,
+            "needed": [stage, confine.BASE, *confine.SITES],
+            "memory": self._limits.memory,
+        }
         self._supervisor = subprocess.Popen(
-            [*python, str(HERE / "supervisor.py"), json.dumps(plan)],
+            [*python, str(confine.HERE / "supervisor.py"), json.dumps(plan)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(ours, theirs),
             cwd=home if bare else "/",
-            env=_environment(home if bare else "/tmp", self._limits.threads),
+            env=confine.environment(home if bare else "/tmp", self._limits.threads),
             start_new_session=True,  # a Ctrl-C is for the grader, which then ends this
         )
         os.close(ours)
@@ -257,64 +251,3 @@ def bubblewrap_problem() -> str:
 def best_isolation() -> str:
     """ "bubblewrap" where that works, else "reduced"."""
     return "reduced" if bubblewrap_problem() else "bubblewrap"
-
-
-def _fill(stage: Path, allow, user: int | None) -> Path:
-    """Copy into `stage` what of ours the worker may read; the folder that it may write to."""
-    names = [
-        "grader/protocol.py",
-        "grader/worker.py",
-        *(f"grader/drivers/{p.name}" for p in (HERE / "drivers").glob("*.py")),
-    ]
-    for name in (*names, *(f"{module.replace('.', '/')}.py" for module in allow)):
-        target = stage / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for folder in list(target.relative_to(stage).parents)[:-1]:
-            (stage / folder / "__init__.py").touch()
-        shutil.copyfile(HERE.parent / name, target)
-    for path in (stage, *stage.rglob("*")):
-        path.chmod(0o755)
-    home = stage / "home"
-    home.mkdir(mode=0o700)
-    if user is not None:
-        os.chown(home, user, user)
-    return home
-
-
-def _program(place: str, requests: int, answers: int, rlimits: dict[str, int]) -> str:
-    path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
-    return f"{path}\nfrom grader.worker import main; main({requests}, {answers}, {rlimits!r})"
-
-
-def _bubblewrap(stage: str, disk: int) -> list[str]:
-    options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
-    options += ["--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
-        if os.path.islink(folder):
-            options += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            options += ["--ro-bind", folder, folder]
-    options += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in ("/dev/shm", "/tmp"):
-        options += ["--size", str(disk), "--tmpfs", folder]
-    options += ["--ro-bind", BASE, BASE]
-    if any(HERE.is_relative_to(folder) for folder in ("/usr", BASE)):
-        options += _cover(str(HERE.parent))
-    for folder in SITES:
-        options += ["--ro-bind", folder, folder]
-        for name in ("minigrpo", "grader"):
-            if os.path.isdir(f"{folder}/{name}"):
-                options += _cover(f"{folder}/{name}")
-    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
-    return [shutil.which("bwrap"), *options, "--"]
-
-
-def _cover(folder: str) -> list[str]:
-    """Options that lay an empty folder over one that would show."""
-    return ["--tmpfs", folder, "--remount-ro", folder]
-
-
-def _environment(home: str, threads: int) -> dict[str, str]:
-    libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
-    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "student", "MPLBACKEND": "Agg"}
-    return fixed | {f"{library}_NUM_THREADS": str(threads) for library in libraries}

@@ -25,7 +25,8 @@ def main(requests: int, answers: int, limits: dict[str, int]) -> None:
     """Serve the requests of one pipe into another until the first is closed."""
     sys.meta_path.insert(0, _OnlyHere)
     _restrain(limits)
-    _write(answers, pack({"id": "", "kind": "ready"}, None))  # no student code ran so far, so this can be believed
+    ready = pack({"id": "", "kind": "answer"}, None, finite=True)
+    _write(answers, ready)  # no student code ran so far, so this can be believed
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -39,14 +40,17 @@ def _serve(namespace: dict, head: dict[str, str], value) -> bytes:
     ident, driver, function = head["id"], head["driver"], head["function"]
     try:
         if driver == "load":
-            return pack({"id": ident, "kind": "answer"}, [_run(namespace, *cell) for cell in value])
-        if function not in namespace:
-            return pack({"id": ident, "kind": "missing"}, None)
-        return pack({"id": ident, "kind": "answer"}, DRIVERS[driver](namespace, function, value))
+            kind, reply = "answer", [_run(namespace, *cell) for cell in value["cells"]]
+        elif function not in namespace:
+            kind, reply = "missing", None
+        else:
+            kind, reply = "answer", DRIVERS[driver](namespace, function, value)
+        return pack({"id": ident, "kind": kind}, reply, finite=True)
     except ProtocolError as error:
-        return pack({"id": ident, "kind": "protocol"}, str(error))
+        kind, reply = "protocol", str(error)
     except BaseException as error:  # noqa: BLE001  the student's code may raise anything, SystemExit too
-        return pack({"id": ident, "kind": "error"}, _text(error))
+        kind, reply = "error", _text(error)
+    return pack({"id": ident, "kind": kind}, reply, finite=True)
 
 
 def _run(namespace: dict, label: str, source: str) -> str:

@@ -1,9 +1,8 @@
 """The loss of all three objectives: a clipped surrogate and a KL term per token, weighted, then reduced once.
 
-Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
-
-Departures: the paper writes an objective to maximise, here is its negative; the paper's theorem has no clipping
-(μ = 1), `epsilon` adds PPO's. Shapes: G completions, T tokens, V vocabulary; "…" is any leading dimensions.
+Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154. Departures: the
+paper maximises, here is the negative to minimise; its theorem has no clipping (μ = 1), `epsilon` adds PPO's.
+Shapes: G completions, T tokens, V vocabulary; "…" is any leading dimensions.
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
         ln π_θ(y_{i,t}) = z_{y_{i,t}} − ln Σᵥ exp zᵥ
 
     Args: logits float (…, T, V), where place t predicts token t; completion_ids int (…, T) in [0, V).
-    Returns: (…, T) in nats, in the dtype of `logits`.
-    Raises: TypeError for wrong dtypes, ValueError for shapes that do not fit or ids outside [0, V).
+    Returns: (…, T) in nats, in the dtype of `logits`. Raises: TypeError or ValueError for what is otherwise.
     """
     check_tensor("logits", logits, "float")
     check_tensor("completion_ids", completion_ids, "int", logits.shape[:-1])
     check_ids(completion_ids, logits.shape[-1])
-    chosen = logits.gather(-1, completion_ids.long().unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(dim=-1)
+    return logits.log_softmax(dim=-1).gather(-1, completion_ids.long().unsqueeze(-1)).squeeze(-1)
 
 
 def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -35,9 +32,8 @@ def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
         k3 = π_ref/π_θ − ln(π_ref/π_θ) − 1        (the paper's D_{i,t} is β·k3)
 
-    Args: logps, ref_logps float (…, T), in nats.
-    Returns: (…, T) in nats; `ref_logps` is a constant, no gradient flows into it.
-    Raises: TypeError or ValueError for wrong dtypes or shapes.
+    Args: logps, ref_logps float (…, T), in nats; no gradient flows into `ref_logps`, a constant.
+    Returns: (…, T) in nats. Raises: TypeError or ValueError for wrong dtypes or shapes.
     """
     check_alike(logps=logps, ref_logps=ref_logps)
     log_ratio = ref_logps.detach() - logps
@@ -49,9 +45,8 @@ def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, epsi
 
         P_{i,t} = π_θ(y_{i,t}) / π_old(y_{i,t});   min( P·A, clip(P, 1 − ε, 1 + ε)·A ),   or P·A without ε
 
-    Args: logps, old_logps float (…, T), in nats; advantages (…, T); epsilon > 0 or None.
-    Returns: (…, T), to maximise; `old_logps` is a constant, no gradient flows into it.
-    Raises: TypeError or ValueError for wrong dtypes or shapes.
+    Args: logps, old_logps float (…, T), in nats, no gradient flows into the latter; advantages (…, T); epsilon > 0.
+    Returns: (…, T), to maximise. Raises: TypeError or ValueError for wrong dtypes or shapes.
     """
     check_alike(logps=logps, old_logps=old_logps, advantages=advantages)
     ratio = (logps - old_logps.detach()).exp()
@@ -83,8 +78,8 @@ def policy_loss(
         batch's count when gradients accumulate over micro-batches, a constant for Dr. GRPO. "seq-mean" is the mean
         over rows of each row's mean, 1/len(y⁽ⁱ⁾) (the theorem fails under it).
     Returns: scalar. No gradient flows into `old_logps` and `ref_logps`; what is masked has no part in it.
-    Raises: TypeError or ValueError for wrong dtypes or shapes, no unmasked token and no `num_tokens`, options out of
-        range, an unknown aggregation, or β > 0 without `ref_logps`.
+    Raises: TypeError or ValueError for wrong dtypes or shapes, no token to divide by, options out of range, an unknown
+        aggregation, or β > 0 without `ref_logps`.
     """
     reference = {} if ref_logps is None else {"ref_logps": ref_logps}
     check_alike(logps=logps, old_logps=old_logps, advantages=advantages, step_weights=step_weights, **reference)

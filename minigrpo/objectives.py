@@ -46,8 +46,7 @@ def grpo(
 
         L_GRPO = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ ( P_{i,t}·aᵢ − D_{i,t} )
 
-    Args: rewards float (…, G), completion_ids int (…, G, T), completion_mask bool (…, G, T); scale and eps as in
-        `group_advantages`.
+    Args: rewards float (…, G), completion_ids int, completion_mask bool (…, G, T); scale, eps as `group_advantages`.
     Returns: advantages and step_weights, both (…, G, T) in the dtype of `rewards`, 0 where masked.
     Raises: TypeError or ValueError as `group_advantages` and `check_group`.
     """

@@ -94,19 +94,49 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     )
 
 
-def ancestor_mask(packed: PackedGroups) -> Tensor:
+def inner_tokens(packed: PackedGroups) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keep the M tokens that others come after: the last of a path predicts nothing, and no model need see it.
+
+    Returns: ids, depth and end of these (P, M), as in PackedGroups, and parent (P, N): the place among them.
+    """
+    inner = packed.end > torch.arange(1, packed.ids.shape[1] + 1, device=packed.ids.device)  # (P, N)
+    before = F.pad(inner.cumsum(dim=1), (1, 0))  # (P, 1 + N), how many stand before a place
+    M = int(before[:, -1].max())
+    kept = inner.long().argsort(dim=1, descending=True, stable=True)[:, :M]
+    ids, depth, end = (values.gather(1, kept) for values in (packed.ids, packed.depth, packed.end))
+    end = before.gather(1, end).maximum(torch.arange(1, M + 1, device=end.device))  # where none is: itself alone
+    return ids, depth, end, before.gather(1, packed.parent.clamp(min=0))
+
+
+def ancestor_mask(end: Tensor) -> Tensor:
     """Say which tokens each token sees: itself and what stands before it on its path.
 
-    Returns: bool (P, N, N), [p, q, k]: q attends to k. A padded token sees itself alone.
+    Args: end int (P, N), as in PackedGroups. Returns: bool (P, N, N), [p, q, k]: q attends to k. A padded token sees
+    itself alone.
     """
-    k = torch.arange(packed.ids.shape[1], device=packed.ids.device)
+    k = torch.arange(end.shape[1], device=end.device)
     q = k.unsqueeze(1)
-    return (k <= q) & (q < packed.end.unsqueeze(1))
+    return (k <= q) & (q < end.unsqueeze(1))
 
 
-def ancestor_rule(packed: PackedGroups) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def ancestor_blocks(end: Tensor, size: int = 128) -> list[tuple[Tensor, Tensor]]:
+    """Cut `ancestor_mask` into runs of about `size` queries, each with the keys that one of them sees at least.
+
+    A run sees its paths and nothing of the branches before it, so that the pairs do not grow with the square of N.
+
+    Returns: for each part of `chunk`ed queries its keys, int (K,), and the mask, bool (P, 1, queries, K).
+    """
+    places = torch.arange(end.shape[1], device=end.device)
+    blocks = []
+    for q in places.chunk(max(1, len(places) // size)):
+        keys = ((places <= q[-1]) & (end > q[0])).any(dim=0).nonzero()[:, 0]
+        blocks.append((keys, ((keys <= q.unsqueeze(1)) & (q.unsqueeze(1) < end[:, None, keys])).unsqueeze(1)))
+    return blocks
+
+
+def ancestor_rule(end: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Give `ancestor_mask` as a rule (p, head, q, k) → bool, for `create_block_mask` of torch's FlexAttention."""
-    return lambda p, head, q, k: (k <= q) & (q < packed.end[p, k])
+    return lambda p, head, q, k: (k <= q) & (q < end[p, k])
 
 
 def node_sum(values: Tensor, packed: PackedGroups) -> Tensor:

@@ -3,7 +3,6 @@
 λ^(i,t) is the set of completions that agree with y⁽ⁱ⁾ on tokens 0…t inclusive; a maximal run of tokens with the same
 set is one process step. A completion that has ended leaves the set, padding belongs to no set.
 Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
-
 Shapes: G completions of a group, T tokens; "…" is any number of leading dimensions, one group for each index.
 """
 
@@ -22,8 +21,7 @@ def same_prefix(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
         j ∈ λ^(i,t)  ⇔  y⁽ⁱ⁾ₛ = y⁽ʲ⁾ₛ and both unmasked, for every s ≤ t
 
     Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
-    Returns: bool (…, G, G, T), indexed [i, j, t].
-    Raises: TypeError or ValueError from `check_group`.
+    Returns: bool (…, G, G, T), indexed [i, j, t]. Raises: TypeError or ValueError from `check_group`.
     """
     check_group(completion_ids, completion_mask)
     both = completion_mask.unsqueeze(-2) & completion_mask.unsqueeze(-3)
@@ -37,8 +35,7 @@ def step_sizes(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
         |λ^(i,t)| = Σⱼ [ j ∈ λ^(i,t) ]
 
     Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
-    Returns: int64 (…, G, T), between 1 and G; 0 where masked.
-    Raises: TypeError or ValueError from `check_group`.
+    Returns: int64 (…, G, T), 1 to G; 0 where masked. Raises: TypeError or ValueError from `check_group`.
     """
     check_group(completion_ids, completion_mask)
     return _sum_over_sets(completion_mask.long(), _process_sets(completion_ids, completion_mask))
@@ -67,8 +64,7 @@ def process_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Te
         R_{i,t} = mean of r over λ^(i,t)
 
     Args: rewards float (…, G), in the units of the task; completion_ids int, completion_mask bool (…, G, T).
-    Returns: (…, G, T) in the dtype and units of `rewards`; 0 where masked.
-    Raises: TypeError or ValueError as `step_mean` and `check_rewards`.
+    Returns: (…, G, T) in the dtype and units of `rewards`; 0 where masked. Raises: as `step_mean`, `check_rewards`.
     """
     check_rewards(rewards)
     return step_mean(rewards, completion_ids, completion_mask)
@@ -77,9 +73,8 @@ def process_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Te
 def path_depth(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """Count the process steps between root and leaf: the distinct sets along a completion, minus one (flat = 0).
 
-    Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
-    Returns: int64 (…, G); 0 for an empty row. The ends are our reading: the paper leaves them open.
-    Raises: TypeError or ValueError from `check_group`.
+    The ends are our reading: the paper leaves them open. Args: completion_ids and completion_mask (…, G, T).
+    Returns: int64 (…, G); 0 for an empty row. Raises: TypeError or ValueError from `check_group`.
     """
     sizes = step_sizes(completion_ids, completion_mask)  # sets are nested, so a new set is a smaller one
     return ((sizes[..., 1:] < sizes[..., :-1]) & completion_mask[..., 1:]).sum(dim=-1)
@@ -88,9 +83,8 @@ def path_depth(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
 def intermediate_proportion(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """Give the share of a completion's tokens that lie outside its last step, between 0 and 1.
 
-    Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
-    Returns: (…, G) in torch's default float dtype; 0 for an empty row.
-    Raises: TypeError or ValueError from `check_group`.
+    Args: completion_ids int (…, G, T), completion_mask bool (…, G, T). Returns: (…, G) in torch's default float
+    dtype; 0 for an empty row. Raises: TypeError or ValueError from `check_group`.
     """
     sizes = step_sizes(completion_ids, completion_mask)
     last = sizes.masked_fill(~completion_mask, completion_mask.shape[-2]).amin(dim=-1, keepdim=True)
@@ -102,19 +96,17 @@ def sort_prefixes(completion_ids: Tensor, completion_mask: Tensor) -> tuple[Tens
     """Sort the rows of all groups once, so that equal prefixes stand together: the tree, depth first.
 
     Args: completion_ids int (…, G, T), completion_mask bool (…, G, T), P groups in all.
-    Returns: order int64 (P·G,), the sorted rows, group after group, a completion before those that go on from it; and
-        first int64 (P·G, T), for each sorted row the first sorted row with the same tokens 0…t.
+    Returns: order int64 (P·G,), the sorted rows, group after group, a completion before those that go on from it;
+        first int64 (P·G, T), for each sorted row the first one with the same tokens 0…t.
     """
     G, T = completion_ids.shape[-2:]
     ids, mask = completion_ids.long().reshape(-1, T), completion_mask.reshape(-1, T)
     ended = ids[mask].min() - 1  # sorts before every token
     place = torch.arange(len(ids), device=ids.device)
-    group = place // G  # a first token that keeps groups apart
-    rows = torch.cat([group.unsqueeze(1), torch.where(mask, ids, ended)], dim=1)  # (P·G, 1 + T)
+    rows = torch.cat([(place // G).unsqueeze(1), torch.where(mask, ids, ended)], dim=1)  # (P·G, 1 + T), groups apart
     order = torch.unique(rows, dim=0, return_inverse=True)[1].argsort()  # lexicographic
     rows = rows[order]
-    agree = (rows[1:] == rows[:-1]).cumprod(dim=1)[:, 1:]  # (P·G − 1, T), with the row above
-    agree = F.pad(agree, (0, 0, 1, 0))
+    agree = F.pad((rows[1:] == rows[:-1]).cumprod(dim=1)[:, 1:], (0, 0, 1, 0))  # (P·G, T), with the row above
     return order, (place.unsqueeze(1) * (1 - agree)).cummax(dim=0).values
 
 

@@ -456,7 +456,7 @@ def plot_packing(prompt: str, completions: Sequence[str]) -> Figure:
         loc="left",
     )
 
-    mask.imshow(ancestor_mask(packed)[0].numpy(), cmap=_shades(), vmin=0, vmax=1, interpolation="nearest")
+    mask.imshow(ancestor_mask(packed.end)[0].numpy(), cmap=_shades(), vmin=0, vmax=1, interpolation="nearest")
     mask.set_xticks(range(N), letters, fontsize=7)
     mask.set_yticks(range(N), letters, fontsize=7)
     mask.set_xticks([k - 0.5 for k in range(N)], minor=True)

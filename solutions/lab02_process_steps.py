@@ -144,7 +144,7 @@ check("lab02.3", process_steps)
 # %% [markdown]
 # ## 4 · Two questions
 #
-# Answer each in three or four sentences. They are read by a person.
+# Answer each in three or four sentences: double-click its cell and replace the last line. A person reads them.
 
 # %% [markdown] exercise="lab02.4" points=2 minutes=7
 # **lab02.4** Two completions of a group are identical. What does that do to the tree, to their sets, and to how often

@@ -142,8 +142,8 @@ plt.show()
 # Choose a base: `tiny` writes sums and differences of three numbers one operation at a time and is right half the
 # time; `smollm2-135m` adds two numbers from 2 to 49. `write_task` gives the task's name for the settings.
 #
-# Write two calls: `train(Settings(…), run)`, with adapters (`lora_rank`), and `artifacts.save_adapter`.
-# `Settings` documents its fields. Start from:
+# Write two calls: `train(Settings(…), run)`, with adapters (`lora_rank`), and `artifacts.save_adapter`, which takes the
+# run's folder and the adapter's. `Settings` documents its fields. Start from:
 #
 # | base | updates | prompts × group | learning rate | rank, alpha | tokens | evaluated on |
 # | --- | --- | --- | --- | --- | --- | --- |

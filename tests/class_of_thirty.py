@@ -37,9 +37,9 @@ def stub() -> nbformat.NotebookNode:
     return nbformat.read(ROOT / "labs" / "lab02_process_steps.ipynb", 4)
 
 
-def zipped(*members: tuple[str | zipfile.ZipInfo, str]) -> bytes:
+def zipped(*members: tuple[str | zipfile.ZipInfo, str], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(archive, "w", method) as file:
         for name, content in members:
             file.writestr(name, content)
     return archive.getvalue()

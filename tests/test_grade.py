@@ -6,7 +6,14 @@ import csv
 import html.parser
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 import zipfile
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -82,6 +89,137 @@ def test_a_submission_is_graded_once_until_it_changes(tmp_path, monkeypatch, cap
     assert "   3 of 16" in capsys.readouterr().out
 
 
+def test_a_change_of_the_grader_or_of_the_lab_grades_again(tmp_path, monkeypatch):
+    from grader import grade as module
+
+    seen = []
+
+    def pretend(submission, lab, entry, seed, isolation):
+        seen.append(submission.student)
+        return module.result(submission.student, lab, submission.sha256, seed, isolation, [])
+
+    monkeypatch.setattr(module, "grade_submission", pretend)
+    write(tmp_path / "in", "anna.ipynb", nbformat.writes(thirty.stub()))
+    auto = tmp_path / "out" / "auto" / "anna.json"
+
+    def run():
+        manifest, out = {"lab02": ENTRY}, tmp_path / "out"
+        list(module.grade_folder(tmp_path / "in", "lab02", manifest, 5, out, "reduced", progress=False))
+
+    run(), run()
+    assert len(seen) == 1
+    monkeypatch.setattr(module, "version", lambda lab: "another")
+    run(), run()
+    assert len(seen) == 2
+    for damaged in (b'{"student": "an', b"\xff", b""):
+        auto.write_bytes(damaged)
+        run()
+        assert json.loads(auto.read_text())["problem"] is None
+    assert len(seen) == 5
+
+
+def test_the_version_is_that_of_the_code_the_lab_is_graded_with(monkeypatch, tmp_path):
+    from grader import grade as module
+
+    for path in [*(thirty.ROOT / "grader").rglob("*.py"), *(thirty.ROOT / "minigrpo").glob("*.py")]:
+        write(tmp_path, path.relative_to(thirty.ROOT), path.read_bytes())
+    monkeypatch.setattr(module, "HERE", tmp_path / "grader")
+    before = module.version.__wrapped__("lab02")
+    for name, same in (("grader/labs/lab01.py", True), ("grader/labs/lab02.py", False), ("minigrpo/steps.py", False)):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        after = module.version.__wrapped__("lab02")
+        assert (after == before) == same, name
+        before = after
+
+
+def test_names_of_students_can_do_no_harm(tmp_path, monkeypatch, capsys):
+    """A line break would end a comment in the form for marks, a long name is one that no file may have."""
+    monkeypatch.setattr("grader.grade.grade_submission", lambda s, *_: made_result(s.student, sha256=s.sha256))
+    names = ["a\nb: {", "\x1b[2J", "\udcff", "l" * 247, "M. Müller", "$(id)", "-x", "=1+1", "\u202ecod", " "]
+    folder = tmp_path / "in"
+    for name in names:
+        write(folder, f"{name}.ipynb", nbformat.writes(thirty.stub()))
+    for name in ("J. Doe_1_file_", "J. Smith_2_file_"):  # as Moodle names folders
+        write(folder / name, "a.ipynb", nbformat.writes(thirty.stub()))
+    (folder / "..ipynb").write_text("")  # hidden
+    assert grade(folder, tmp_path / "out", "--accept-reduced") == 0
+    students = {g["student"] for g in final_grades(tmp_path / "out")}
+    assert len(students) == len(names) + 2
+    assert {"a_b: {", "_[2J", "_", "J. Doe_1_file_", "J. Smith_2_file_", "M. Müller"} <= students
+    assert len(list((tmp_path / "out" / "manual").iterdir())) == len(students)
+    for format_ in ("html", "csv", "gradescope", "moodle"):
+        assert main(["export", str(tmp_path / "out"), "--format", format_]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    places = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
+    assert places == {"in", "out"}
+
+
+def test_cells_that_end_the_worker_are_tried_once(tmp_path, monkeypatch):
+    from grader import grade as module
+    from grader.sandbox import Failure, Worker
+
+    started = []
+
+    class Ended(Worker):
+        def __enter__(self):
+            started.append(self)
+            self._failure = Failure("timeout")
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+    monkeypatch.setattr(module, "Worker", Ended)
+    submission = read(write(tmp_path, "a.ipynb", nbformat.writes(thirty.notebook())))
+    exercise = exercises("lab02")[1]
+    parts = module.grade_exercise(exercise, submission, "", 5, "reduced")
+    assert [part["feedback"] for part in parts] == [module.KINDS["timeout"]] * len(exercise.parts)
+    assert len(started) == 1
+    assert len(parts) > 1
+
+
+@pytest.mark.attack
+@isolated
+def test_ctrl_c_and_kill_leave_nothing_behind(tmp_path):
+    """The grader ends at once; so do its workers and their folders, and what was graded is there whole."""
+    hangs = "def {0}(*args, **kwargs):\n    while True: pass"
+    made = thirty.notebook(**{f"lab02_{i + 1}": hangs.format(f) for i, f in enumerate(thirty.FUNCTIONS.values())})
+    write(tmp_path / "in", "zed.ipynb", nbformat.writes(made))
+    write(tmp_path / "in", "anna.ipynb", "{")
+    stages = Path(tempfile.mkdtemp())
+    stages.chmod(0o755)
+    command = [sys.executable, "-m", "grader", "grade", str(tmp_path / "in"), "--lab", "lab02", "--seed", "5"]
+    out = tmp_path / "out"
+    for way in (signal.SIGINT, signal.SIGKILL):
+        grader = subprocess.Popen(
+            [*command, "--out", str(out)],
+            env=os.environ | {"TMPDIR": str(stages)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: list(stages.iterdir()) and (out / "auto" / "anna.json").exists())
+        time.sleep(3)  # into the endless loop
+        start = time.monotonic()
+        grader.send_signal(way)
+        said = grader.communicate(timeout=60)[1]
+        assert time.monotonic() - start < 8  # less than one case may take
+        assert grader.returncode == (130 if way == signal.SIGINT else -signal.SIGKILL)
+        assert ("run it again to go on" in said) == (way == signal.SIGINT)
+        wait_for(lambda: not list(stages.iterdir()))
+        assert [path.name for path in (out / "auto").iterdir()] == ["anna.json"]
+        assert "damaged" in json.loads((out / "auto" / "anna.json").read_text())["problem"]
+    stages.rmdir()
+
+
+def wait_for(what, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch):
     from grader import grade as module
 
@@ -152,12 +290,79 @@ def test_two_cells_for_one_exercise_are_refused_for_it_alone(tmp_path):
         ("a.zip", thirty.zipped(("a.ipynb", " " * (9 << 20))), "larger than 8 MiB"),
         ("a.zip", thirty.zipped(*((f"{i}.txt", "") for i in range(201))), "201 files"),
         ("a.zip", thirty.zipped(("conftest.py", "raise SystemExit")), "no notebook"),
+        ("a.zip", thirty.zipped(("a.ipynb", "x" * 1000)).replace(b"\xab\xa8\x18", b"\xff\xff\xff"), "as a zip"),
+        ("a.zip", thirty.zipped(("é.ipynb", "{}")).replace("é".encode(), b"\xff\xff"), "as a zip"),
+        ("a.zip", thirty.zipped(("a.ipynb", " " * 10**8), method=zipfile.ZIP_BZIP2), "in a rare way"),
+        ("a.zip", thirty.zipped(*((f"{i}.ipynb", "not read") for i in range(9))), "9 notebooks"),
         ("a.txt", b"hello", "neither a notebook"),
+        ("a.ipynb", b'{"cells": [' + b"9" * 10_000 + b"]}", "damaged"),
+        ("a.ipynb", b'{"cells": [' + b"{}," * 1000 + b"{}]}", "1001 cells"),
     ],
 )
 def test_what_can_not_be_read_is_refused_in_a_sentence(tmp_path, name, content, sentence):
     with pytest.raises(SubmissionError, match=sentence):
         read(write(tmp_path, name, content))
+
+
+def test_a_large_archive_is_refused_unread(tmp_path):
+    large = write(tmp_path, "b.zip", b"")
+    os.truncate(large, (80 << 20) + 1)  # its list of members is read whole, before anything else can be known
+    with pytest.raises(SubmissionError, match="larger than 80 MiB"):
+        read(large)
+
+
+def test_what_jupyter_and_macos_leave_in_a_folder_does_not_count(tmp_path):
+    solved = nbformat.writes(thirty.notebook())
+    name, junk = "lab02_process_steps.ipynb", (".ipynb_checkpoints/lab02-checkpoint.ipynb", "__MACOSX/._lab02.ipynb")
+    for place in (name, *junk):
+        write(tmp_path / "anna", place, solved if place == name else "{")
+    packed = thirty.zipped((name, solved), *((place, "{") for place in junk))
+    for path in (tmp_path / "anna", write(tmp_path, "anna.zip", packed)):
+        assert set(read(path).exercises) == {"lab02.1", "lab02.2", "lab02.3"}
+
+
+def test_two_zips_in_a_folder_and_a_pipe_are_refused(tmp_path):
+    for name in ("lab02.zip", "lab02 (1).zip"):
+        write(tmp_path / "anna", name, thirty.zipped(("a.ipynb", "{}")))
+    with pytest.raises(SubmissionError, match="2 zips in anna"):
+        read(tmp_path / "anna")
+    os.mkfifo(tmp_path / "a.ipynb")
+    with pytest.raises(SubmissionError, match="neither a notebook"):
+        read(tmp_path / "a.ipynb")
+
+
+def test_magics_are_dropped_and_python_is_left_as_it_is(tmp_path):
+    made = thirty.notebook()
+    kept = 'def said(x):\n    return ("%d"\n        % x)'
+    magic = "%matplotlib inline\n!pip list\ntorch.ones?\n    \nimport torch as t\nif t:\n    %time t.ones(1)\n"
+    for source in (kept, magic, "%%bash\nrm -rf ~"):
+        made.cells.append(nbformat.v4.new_code_cell(source))
+    made.cells.append(nbformat.v4.new_code_cell("said, t", metadata={"exercise": "lab02.1"}))
+    made.cells = [c for c in made.cells if c.metadata.get("exercise") != "lab02.1" or c.source == "said, t"]
+    submission = read(write(tmp_path, "a.ipynb", nbformat.writes(made)))
+    namespace = {}
+    for _, source in submission.cells_for("lab02.1"):
+        exec(source, namespace)
+    assert namespace["said"](3) == "3"
+    assert namespace["t"].__name__ == "torch"
+
+
+def test_a_function_defined_anew_in_a_later_cell_counts_as_in_the_notebook(tmp_path):
+    made = thirty.stub()
+    made.cells.append(nbformat.v4.new_code_cell("def step_sizes(ids, mask): return 3"))
+    namespace = {}
+    for _, source in read(write(tmp_path, "a.ipynb", nbformat.writes(made))).cells_for("lab02.2"):
+        exec(source, namespace)
+    assert namespace["step_sizes"](0, 0) == 3
+
+
+def test_a_thousand_cells_that_lean_on_each_other_are_gathered_in_moments(tmp_path):
+    made = thirty.notebook(lab02_2="def step_sizes(ids, mask): return a900")
+    made.cells += [nbformat.v4.new_code_cell(f"a{i} = a{i - 1}") for i in range(900, 0, -1)]
+    submission = read(write(tmp_path, "a.ipynb", nbformat.writes(made)))
+    start = time.perf_counter()
+    assert len(submission.cells_for("lab02.2")) >= 901
+    assert time.perf_counter() - start < 10  # seconds, a few tenths where nothing else runs
 
 
 def test_a_link_is_refused(tmp_path):
@@ -256,6 +461,37 @@ def test_marks_out_of_range_are_refused(given, sentence):
         merge(made_result(), marks(**given))
 
 
+def test_a_comment_may_look_like_anything():
+    assert merge(made_result(), marks(lab02_4={"points": 1, "comment": 3}))["exercises"][3]["comment"] == "3"
+
+
+def test_two_labs_in_one_folder_are_refused(graded):
+    from minigrpo.files import write_json
+
+    write_json(graded / "auto" / "boris.json", made_result("boris") | {"lab": "lab03"})
+    with pytest.raises(ValueError, match="lab02 and lab03: give each lab a folder of its own"):
+        final_grades(graded)
+
+
+@pytest.mark.parametrize("format_", ["html", "csv", "gradescope", "moodle"])
+def test_no_export_tells_the_seed(graded, format_):
+    """Whoever has it can draw the hidden cases of those who hand in later."""
+    for path in (graded / "auto").iterdir():
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"seed": 918273645}))
+    assert main(["export", str(graded), "--format", format_]) == 0
+    written = [path for path in (graded / "export").rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if "918273645" in path.read_text(encoding="utf-8")]
+
+
+def test_the_public_seed_is_refused(tmp_path, capsys):
+    write(tmp_path / "in", "anna.ipynb", "{}")
+    command = ["grade", str(tmp_path / "in"), "--lab", "lab02", "--out", str(tmp_path / "out"), "--accept-reduced"]
+    assert main([*command, "--seed", "0"]) == 2
+    assert "--seed must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_a_form_for_marks_is_written_once_and_read_back(graded):
     from grader.feedback import read_manual, write_manual
 
@@ -325,6 +561,7 @@ def test_canvas_csv_with_a_roster(graded):
         (None, "Lab 02", "as in 'Lab 02 (12345)'"),
         ("Name,ID\nanna,1\n", "Lab 02 (1)", "lacks Student"),
         ("Student,ID\nsomebody,1\n", "Lab 02 (1)", "no one row for"),
+        ('Student,ID\n"11",anna\n', "Lab 02 (1)", "one row for both '=1+1' and 'anna'"),
     ],
 )
 def test_canvas_says_what_is_wrong(graded, capsys, roster, assignment, sentence):

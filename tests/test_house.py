@@ -1,6 +1,7 @@
 """The house keeps its own promises: requirements, imports, public names, file sizes."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ else:
     import tomli as tomllib  # pytest brings it on Python 3.10
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 PACKAGE = ROOT / "minigrpo"
 FILES = sorted(PACKAGE.glob("*.py"))
 
@@ -27,7 +29,7 @@ def test_requirements_stand_in_pyproject_with_the_same_bounds():
     student = {r.name: r.specifier for r in (Requirement(x) for x in lines if x and not x.startswith("#"))}
     extras = PROJECT["optional-dependencies"]
     core = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
-    student_extras = set(extras) - {"dev", "trl", "browser"}
+    student_extras = set(extras) - {"dev", "trl", "browser", "site"}
     optional = {r.name: r.specifier for name in student_extras for r in map(Requirement, extras[name])}
     assert student == core | optional
     assert {"torch", "transformers", "gymnasium", "jupyter", "matplotlib", "datasets"} <= set(student)
@@ -44,7 +46,12 @@ def test_ci_runs_what_it_promises():
     commands = [line.strip() for line in script.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert script.stat().st_mode & 0o100, ".ci/run is not executable"
     assert "set -euo pipefail" in commands
-    assert [c.split()[-1] for c in commands if "make " in c] == ["lint", "test", "demo"]
+    makes = [c.removeprefix("timed make ") for c in commands if c.startswith("timed make ")]
+    assert makes[:3] == ["lint", "test", "demo"]
+    left_out = PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"][-1]  # what `make test` leaves out runs there
+    promised = set(re.findall(r"\w+", left_out)) - {"not", "or"}
+    assert promised == {m for c in makes for m in re.findall(r"-m (\w+)", c)}
+    assert {"site", "test-trl-oldest"} <= set(makes)
 
 
 def test_no_tracked_file_exceeds_5_mb():

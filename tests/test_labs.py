@@ -102,6 +102,10 @@ def test_a_named_mistake_fails_and_gets_its_own_hint(exercise, mistake):
             if not all(found.passed for found in attempts)
         }
         assert failed, f"{mistake.name} passes every part at seed {seed}"
+        crashes = [found.error for attempts in failed.values() for found in attempts if not found.passed]
+        assert None in crashes, (
+            f"{mistake.name} only crashes: any exception of its kind would get its hint ({crashes[0]})"
+        )
         assert mistake in [explain(exercise, attempts) for attempts in failed.values()], f"no hint at seed {seed}"
     lines, passed = public_report(exercise, mistake.wrong)
     assert not passed

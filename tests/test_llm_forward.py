@@ -42,6 +42,7 @@ from minigrpo.llm import forward, models
 from minigrpo.llm.evaluation import encode_prompts
 from minigrpo.llm.forward import (
     FORWARDS,
+    TREE,
     Costs,
     choose,
     cost,
@@ -54,11 +55,10 @@ from minigrpo.llm.forward import (
     select,
     shared_logps,
     ways_of,
-    window_of,
 )
-from minigrpo.llm.sampling import Samples, completion_logps, sample_completions
+from minigrpo.llm.sampling import Samples, completion_logps, sample_completions, window_of
 from minigrpo.llm.settings import Settings
-from minigrpo.packing import pack, tree_loss, unpack
+from minigrpo.packing import ancestor_blocks, ancestor_mask, pack, tree_loss, unpack
 
 V = 23
 IDS = {"vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -163,6 +163,22 @@ def test_gradient_in_float64(family, kind):
     assert_same_gradient(model_of(family), samples_of(kind), "grpo", 1e-12)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_by_blocks(family, monkeypatch):
+    """Attention over runs of queries with the keys that they see: fewer pairs, the same gradient."""
+    pairs = []
+
+    def blocks(end):
+        found = ancestor_blocks(end, 4)
+        pairs.append(sum(mask.numel() for _, mask in found) / ancestor_mask(end).numel())
+        return found
+
+    monkeypatch.setattr(forward, "ancestor_blocks", blocks)
+    assert_same_gradient(model_of(family, TREE), samples_of("random"), "grpo", 1e-12)
+    assert len(pairs) == 1
+    assert pairs[0] < 0.6
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("options", [{"epsilon": 0.2}, {"beta": 0.04}, {"epsilon": 0.1, "beta": 0.5}], ids=str)
 def test_gradient_of_each_objective(objective, options):
@@ -183,8 +199,8 @@ def test_block_mask():
     model = model_of("llama", "flex_attention", torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        actual = flex_attention(q, k, v, block_mask=forward._mask_of(model, packed))
-    dense = forward._mask_of(model_of("llama"), packed)
+        actual = flex_attention(q, k, v, block_mask=forward._mask_of(model, packed.end))
+    dense = forward._mask_of(model_of("llama"), packed.end)
     expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
     assert (actual - expected).abs().max() < 1e-5
     blind = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -352,8 +368,23 @@ def test_ways_of_a_model_that_does_not_fit(kind):
     ],
 )
 def test_models_that_are_refused(cls, config):
+    model = cls(config).eval()
     with pytest.raises(ValueError, match="takes no position ids or keeps a state"):
-        ways_of(cls(config).eval(), Settings())
+        ways_of(model, Settings())
+    with pytest.raises(ValueError, match="takes no position ids or keeps a state"):
+        packed_logps(model, pack_samples(samples_of("random")))
+
+
+def test_depth_must_fit_the_context():
+    """It is the longest path that counts, and not how long the packed sequence is."""
+    samples = samples_of("star")  # paths of 4 + 7 tokens
+    packed = pack_samples(samples)
+    assert packed.ids.shape[1] > 11
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=11)).eval()
+    assert packed_logps(model, packed).isfinite().all()
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=10)).eval()
+    with pytest.raises(ValueError, match="path of 11 tokens, which must fit into the model's context of 10"):
+        packed_logps(model, packed)
 
 
 def test_gradient_checkpointing_has_no_cache():
@@ -431,15 +462,16 @@ def test_costs_of_a_model():
     assert costs.scored == 2 * 32 * V
     assert costs.pair == forward.ATTENTION * 4 * 2 * 32
     assert costs.call == forward.LAYER * 2
+    assert costs.block == forward.BLOCK * 2
 
 
 def test_choice_is_the_cheapest_by_the_shapes():
     samples = samples_of("all equal", P=1, G=4, L=4, T=8)
-    packed = pack_samples(samples)  # 4 + 8 tokens against 48 padded, 36 shared
+    packed = pack_samples(samples)  # 4 + 7 tokens against 44 padded, 32 shared
     token, pair, call, scored = (Costs(*row) for row in torch.eye(4)[[0, 2, 3, 1]].tolist())
-    assert [cost(way, samples, packed, token) for way in FORWARDS] == [48, 36, 12]
+    assert [cost(way, samples, packed, token) for way in FORWARDS] == [44, 32, 11]
     assert [cost(way, samples, packed, scored) for way in FORWARDS] == [32, 32, 8]
-    assert [cost(way, samples, packed, pair) for way in FORWARDS] == [4 * 144, 16 + 32 * 12, 144]
+    assert [cost(way, samples, packed, pair) for way in FORWARDS] == [4 * 121, 16 + 28 * 11, 121]
     assert [cost(way, samples, packed, call) for way in FORWARDS] == [1, 2, 1]
     assert choose(samples, packed, costs=token, ways=FORWARDS) == "packed"
     assert choose(samples, packed, costs=token, ways=("padded", "shared")) == "shared"

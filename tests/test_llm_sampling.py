@@ -13,6 +13,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from minigrpo.llm import sampling
 from minigrpo.llm.sampling import completion_logps, pad_prompts, sample_completions
 
 V, EOS, PAD = 17, 1, 0
@@ -100,6 +101,26 @@ def test_samples_equal_the_slow_way(model, temperature, top_p):
     for row, kept, expected in zip(old, mask, logps, strict=True):
         torch.testing.assert_close(row[kept], torch.tensor(expected), rtol=1e-4, atol=1e-5)
     assert len({len(completion) for completion in completions}) > 1 or temperature == 0  # some end early
+
+
+def test_opening_once(model, monkeypatch):
+    """Prompts of several lengths that begin alike: their opening is computed once, and nothing else changes."""
+    prompts = [[3, 4, 5, 6], [3, 4, 5], [3, 4, 5, 9, 8, 2, 7]]
+    assert sampling.shared_opening(model, prompts) == 0  # too short to pay
+    expected, passes = sample(model, prompts), []
+    monkeypatch.setattr(sampling, "PASS", 1)
+    hook = model.register_forward_pre_hook(lambda *call: passes.append(call[2]["input_ids"].shape), with_kwargs=True)
+    samples = sample(model, prompts)
+    hook.remove()
+    slides = model.config.model_type == "mistral"
+    assert sampling.shared_opening(model, prompts) == (0 if slides else 2)  # a prompt keeps a token of its own
+    assert passes[: 1 if slides else 2] == ([(3, 7)] if slides else [(1, 2), (3, 5)])
+    completions, logps = slowly(model, prompts, 0, 4, 12, 1.0)
+    mask = samples.completion_mask
+    assert [row.tolist() for row in samples.completion_ids[mask].split(list(map(len, completions)))] == completions
+    torch.testing.assert_close(samples.old_logps[mask], torch.tensor(sum(logps, [])), rtol=1e-4, atol=1e-5)
+    assert torch.equal(samples.prompt_ids, expected.prompt_ids)
+    assert torch.equal(samples.prompt_mask, expected.prompt_mask)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -22,7 +22,7 @@ from minigrpo.llm.models import load_model
 from minigrpo.llm.sampling import completion_logps, sample_completions
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.tasks import load_task
-from minigrpo.llm.training import descend, prepare, reference_of, train
+from minigrpo.llm.training import Learner, descend, prepare, reference_of, train
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.text import compare_text
@@ -62,7 +62,8 @@ def gradient_of(settings, batch, micro_batch, way="padded"):
             weight.add_(0.003 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
     optimizer = torch.optim.SGD(weights, lr=0.0)
     tensors = OBJECTIVES[settings.objective](rewards, samples.completion_ids, samples.completion_mask)
-    learned, fitted = descend(model, reference, optimizer, samples, tensors, settings, micro_batch, lambda *shapes: way)
+    learner = Learner(model, reference, optimizer, settings, lambda *shapes: way)
+    learned, fitted = descend(learner, samples, tensors, micro_batch)
     return torch.cat([weight.grad.flatten() for weight in weights]), learned, fitted
 
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 from minigrpo import OBJECTIVES, policy_loss, step_sizes
-from minigrpo.packing import ancestor_mask, ancestor_rule, node_sum, pack, tree_loss, unpack
+from minigrpo.packing import (
+    ancestor_blocks,
+    ancestor_mask,
+    ancestor_rule,
+    inner_tokens,
+    node_sum,
+    pack,
+    tree_loss,
+    unpack,
+)
 
 
 def prompts(count, seed=0, longest=4):
@@ -40,7 +49,7 @@ def test_every_prefix_once_depth_first(group):
     packed, texts = packed_of(group)
     N = packed.ids.shape[1]
     sizes = step_sizes(group.ids, group.mask).view(packed.place.shape)
-    mask = ancestor_mask(packed)
+    mask = ancestor_mask(packed.end)
     longest = 0
     for p, completions in enumerate(group.completions):
         prefixes = {tuple(y[: t + 1]) for y in completions for t in range(len(y))}
@@ -67,7 +76,40 @@ def test_every_prefix_once_depth_first(group):
             assert mask[p, k].nonzero().flatten().tolist() == list(range(k + 1))
             assert packed.source[p, k] == -1
     assert longest == N
-    assert torch.equal(mask, create_mask(ancestor_rule(packed), len(mask), 1, N, N, device="cpu")[:, 0])
+    assert torch.equal(mask, create_mask(ancestor_rule(packed.end), len(mask), 1, N, N, device="cpu")[:, 0])
+
+
+@given(groups(min_size=1), st.integers(1, 9))
+def test_blocks_are_the_mask(group, size):
+    """Each run of queries has all that it sees among its keys, and no key that none of it sees."""
+    packed, _ = packed_of(group)
+    mask = ancestor_mask(packed.end)
+    blocks = ancestor_blocks(packed.end, size)
+    parts = mask.chunk(len(blocks), dim=1)
+    assert len(parts) == len(blocks) >= min(mask.shape[1] // (2 * size), 2)
+    for part, (keys, seen) in zip(parts, blocks, strict=True):
+        assert keys.tolist() == part.any(dim=(0, 1)).nonzero().flatten().tolist()
+        assert torch.equal(seen[:, 0], part[:, :, keys])
+
+
+@given(groups(min_size=1))
+def test_inner_tokens(group):
+    """All tokens that are someone's parent, each with its own path; what remains in a shorter tree sees itself."""
+    packed, texts = packed_of(group)
+    ids, depth, end, parent = inner_tokens(packed)
+    mask = ancestor_mask(end)
+    used = [sorted({k for k in packed.parent[p].tolist() if k >= 0}) for p in range(len(ids))]
+    assert ids.shape[1] == max(map(len, used))
+    for p, places in enumerate(used):
+        M = len(places)
+        for m, k in enumerate(places):
+            way = path(packed, p, k)
+            assert [places[j] for j in mask[p, m].nonzero().flatten().tolist()] == way
+            assert (ids[p, m], depth[p, m]) == (packed.ids[p, k], len(way) - 1)
+        for m in range(M, ids.shape[1]):
+            assert mask[p, m].nonzero().flatten().tolist() == [m]
+        for node in packed.multiplicity[p].nonzero().flatten().tolist():
+            assert places[parent[p, node]] == packed.parent[p, node]
 
 
 def test_by_hand():
@@ -81,6 +123,9 @@ def test_by_hand():
     assert packed.multiplicity.tolist() == [[0, 0, 4, 3, 1, 1]]
     assert packed.source.tolist() == [[-1, -1, 0, 1, 5, 7]]
     assert packed.place.tolist() == [[[2, 3, 6], [2, 3, 4], [2, 5, 6], [2, 3, 6]]]
+    ids, depth, end, parent = inner_tokens(packed)  # without c and d
+    assert (ids.tolist(), depth.tolist(), end.tolist()) == ([[9, 9, 1, 2]], [[0, 1, 2, 3]], [[4, 4, 4, 4]])
+    assert parent.tolist() == [[0, 0, 1, 2, 3, 2]]
     assert node_sum(torch.ones(1, 4, 3), packed).tolist() == [[0, 0, 4, 3, 1, 1]]
     assert unpack(torch.arange(6.0)[None], packed).tolist() == [[[2, 3, 0], [2, 3, 4], [2, 5, 0], [2, 3, 0]]]
 

@@ -26,7 +26,7 @@ PLAIN = st.recursive(
 
 
 def travel(value, *, finite: bool = True):
-    frame = pack({"id": "a"}, value)
+    frame = pack({"id": "a"}, value, finite=finite)
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
     head, arrived = unpack(frame[4:], finite=finite)
     assert head == {"id": "a"}
@@ -72,6 +72,8 @@ def test_infinity_travels_in_arguments_and_not_in_answers():
         assert repr(travel(value, finite=False)) == repr(value)
         with pytest.raises(ProtocolError, match="inf"):
             travel(value)
+        with pytest.raises(ProtocolError, match="inf"):  # nor when the sender does not mind
+            unpack(pack({"id": "a"}, value, finite=False)[4:], finite=True)
 
 
 class Float(float):
@@ -123,6 +125,9 @@ CYCLE.append(CYCLE)
         2**63,
         1j,
         math.nan,
+        torch.tensor([math.nan]),
+        "\ud800",
+        {"\ud800": 1},
         CYCLE,
         "a" * (MAX_HEADER + 1),
         np.zeros(MAX_FRAME, np.uint8),
@@ -131,7 +136,7 @@ CYCLE.append(CYCLE)
 )
 def test_other_values_are_not_sent(value):
     with pytest.raises(ProtocolError):
-        pack({"id": "a"}, [value])
+        pack({"id": "a"}, [value], finite=False)
 
 
 def nested(depth: int):
@@ -140,7 +145,10 @@ def nested(depth: int):
 
 def test_depth():
     assert travel(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
-    for build in (lambda: pack({}, nested(MAX_DEPTH + 1)), lambda: unpack(body(nested(MAX_DEPTH + 1)), finite=True)):
+    for build in (
+        lambda: pack({}, nested(MAX_DEPTH + 1), finite=True),
+        lambda: unpack(body(nested(MAX_DEPTH + 1)), finite=True),
+    ):
         with pytest.raises(ProtocolError, match="deep"):
             build()
 

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from groups import assert_close
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
@@ -48,11 +48,29 @@ def moved(made):
 # The same as TRL, the same as minigrpo
 
 
+def longer(completions, completion_ids, **columns):
+    """A second reward, which has nothing to say of some completions."""
+    return [None if len(ids) % 3 == 0 else len(ids) / 8 for ids in completion_ids]
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"beta": 0.04, "num_iterations": 2, "epsilon": 0.02, "gradient_accumulation_steps": 2}],
-    ids=["default", "beta, iterations, accumulation"],
+    [
+        {},
+        {"beta": 0.04, "num_iterations": 2, "epsilon": 0.02, "gradient_accumulation_steps": 2},
+        {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "delta": 1.01, "epsilon_high": 0.005},
+        {"reward_funcs": [reward, longer], "reward_weights": [1.0, 0.3], "scale_rewards": "batch"},
+        {"mask_truncated_completions": True, "scale_rewards": "none", "use_bias_correction_kl": True, "beta": 0.04},
+    ],
+    ids=[
+        "default",
+        "beta, iterations, accumulation",
+        "a generation for two updates, clipped on both sides",
+        "two rewards, scaled over the batch",
+        "truncated completions masked, rewards not scaled, the other KL",
+    ],
 )
+@pytest.mark.filterwarnings("ignore:use_bias_correction_kl is on")
 def test_grpo_is_trls_own(tmp_path, settings):
     ours, theirs = (
         run("grpo", tmp_path, max_steps=4, **settings),
@@ -99,14 +117,25 @@ def logps_row_by_row(model, tokenizer, prompts, completions, T):
     return torch.stack(rows)
 
 
-def by_hand(objective, model, tokenizer, batches, *, beta, epsilon, iterations, learning_rate, group_size=4):
-    """Train `model` on recorded batches with `minigrpo.policy_loss` and nothing of TRL; count clipped tokens."""
+# An older TRL's denominator also counts completions that were cut off and masked.
+COUNTS_MASKED = "loss_mask.sum()" not in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
+def by_hand(
+    objective, model, tokenizer, batches, *, beta, epsilon, iterations, learning_rate, truncated=True, group_size=4
+):
+    """Train `model` on recorded batches with `minigrpo.policy_loss` and nothing of TRL; count clipped tokens.
+
+    Without `truncated`, completions that were cut off count for their group's mean reward and no more.
+    """
     trained = [value for value in model.parameters() if value.requires_grad]
     first = [value.detach().clone() for value in trained]
     clipped = 0
     for prompts, completions, rewards in batches:
         T = max(map(len, completions))
-        mask = torch.tensor([[t < len(y) for t in range(T)] for y in completions])
+        whole = [truncated or y[-1] == tokenizer.eos_token_id for y in completions]
+        assert truncated or 0 < sum(whole) < len(whole)
+        mask = torch.tensor([[t < len(y) and use for t in range(T)] for y, use in zip(completions, whole, strict=True)])
         ids = torch.tensor([y + [0] * (T - len(y)) for y in completions])
         groups = (-1, group_size, T)
         scores = torch.tensor(rewards).view(-1, group_size)
@@ -124,7 +153,15 @@ def by_hand(objective, model, tokenizer, batches, *, beta, epsilon, iterations, 
             logps = logps_row_by_row(model, tokenizer, prompts, completions, T)
             clipped += ((((logps - old).exp() - 1).abs() > epsilon) & mask).sum().item()
             loss = minigrpo.policy_loss(
-                logps, old, advantages, step_weights, mask, epsilon=epsilon, beta=beta, ref_logps=ref
+                logps,
+                old,
+                advantages,
+                step_weights,
+                mask,
+                epsilon=epsilon,
+                beta=beta,
+                ref_logps=ref,
+                num_tokens=sum(map(len, completions)) if COUNTS_MASKED else None,
             )
             for value, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
                 value.data -= learning_rate * gradient
@@ -138,6 +175,7 @@ CASES = {
     "clipping, three iterations": {"num_iterations": 3, "epsilon": 0.02},
     "accumulation too": ALL,
     "and LoRA": ALL | {"lora": True, "learning_rate": 0.005},
+    "truncated completions masked": {"mask_truncated_completions": True, "max_completion_length": 4},
 }
 
 
@@ -146,7 +184,7 @@ CASES = {
 def test_training_is_policy_loss_on_the_same_batches(tmp_path, objective, case):
     """Three generations in TRL and by hand end at the same weights."""
     settings = {"beta": 0.0, "epsilon": 0.2, "num_iterations": 1, "learning_rate": 0.001} | CASES[case]
-    lora = settings.pop("lora", False)
+    lora, masked = settings.pop("lora", False), "mask_truncated_completions" in settings
     recorder = Recorder()
 
     def model():
@@ -160,6 +198,7 @@ def test_training_is_policy_loss_on_the_same_batches(tmp_path, objective, case):
         tmp_path,
         model=model(),
         reward_funcs=recorder,
+        deterministic=masked,
         more={"objective": objective},
         max_steps=3 * settings["num_iterations"],
         **settings,
@@ -176,6 +215,7 @@ def test_training_is_policy_loss_on_the_same_batches(tmp_path, objective, case):
         epsilon=settings["epsilon"],
         iterations=settings["num_iterations"],
         learning_rate=settings["learning_rate"],
+        truncated=not masked,
     )
     assert (clipped > 0) == (settings["num_iterations"] > 1)
     start = vector({name: value for name, value in model().named_parameters() if value.requires_grad})
@@ -190,6 +230,18 @@ def test_metrics_count_every_token_once(tmp_path):
     assert other["entropy"] == pytest.approx(grpo["entropy"], rel=1e-9) != 0
     assert other["loss"] != pytest.approx(grpo["loss"], rel=1e-3)
     assert set(other) == set(grpo)
+
+
+def test_metrics_take_no_forward_pass_of_their_own(tmp_path, monkeypatch):
+    calls = []
+    whole = GRPOTrainer._get_per_token_logps_and_entropies
+    monkeypatch.setattr(
+        GRPOTrainer,
+        "_get_per_token_logps_and_entropies",
+        lambda *arguments, **keywords: calls.append(1) or whole(*arguments, **keywords),
+    )
+    run("lambda_grpo", tmp_path, max_steps=2)
+    assert len(calls) == 2
 
 
 def test_evaluation_has_groups_of_its_own_size(tmp_path):
@@ -249,9 +301,18 @@ def checkpoints(out):
     return sorted(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
 
 
-def test_resumed_is_unbroken(tmp_path):
-    """Six updates are an epoch and a half: the checkpoint is at the end of the first, where TRL's order begins anew."""
-    settings = {"num_iterations": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.001, "beta": 0.04}
+# Three batches a generation, two an update, one generation an epoch: its second update has one batch only.
+SHORT = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_iterations": 2, "gradient_accumulation_steps": 2, "beta": 0.04}, SHORT],
+    ids=["an epoch and a half", "three short epochs"],
+)
+def test_resumed_is_unbroken(tmp_path, settings):
+    """The checkpoint is at the end of an epoch, where TRL's order of the data begins anew."""
+    settings = settings | {"learning_rate": 0.001}
     whole = run("lambda_grpo", tmp_path / "whole", max_steps=6, **settings)
     broken = trainer(
         ProcessGRPOTrainer, tmp_path / "broken", max_steps=6, save_strategy="steps", save_steps=4, **settings
@@ -261,27 +322,28 @@ def test_resumed_is_unbroken(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-4"))
     assert again.state.global_step == 6
     assert_close(moved(again), moved(whole))
-    assert moved(whole).abs().max() > 1e-3
+    assert moved(whole).abs().max() > 1e-4
 
 
-def test_checkpoints_move_to_where_a_generation_ends(tmp_path):
-    """Every 4 micro-batches, 2 of them an update: after updates 2, 4 and so on; and after the last, which ends it."""
-    run(
-        "grpo",
-        tmp_path,
-        max_steps=5,
-        num_iterations=2,
-        gradient_accumulation_steps=2,
-        save_strategy="steps",
-        save_steps=3,
-    )
-    assert checkpoints(tmp_path) == [4, 5]
+@pytest.mark.parametrize(
+    ("settings", "save_steps", "expected"),
+    [
+        ({"num_iterations": 2, "gradient_accumulation_steps": 2}, 3, [4, 5]),  # of 4 batches a generation, 2 an update
+        ({"steps_per_generation": 3, "gradient_accumulation_steps": 4, "num_iterations": 4}, 1, [3, 5]),  # of 12 and 4
+        (SHORT, 1, [2, 4, 5]),
+    ],
+    ids=["two updates a generation", "three updates a generation", "epochs that end in short updates"],
+)
+def test_checkpoints_move_to_where_a_generation_ends(tmp_path, settings, save_steps, expected):
+    """The next one's end; and after the last update, which ends the run."""
+    run("grpo", tmp_path, max_steps=5, save_strategy="steps", save_steps=save_steps, **settings)
+    assert checkpoints(tmp_path) == expected
 
 
 def test_resuming_inside_a_generation_is_refused(tmp_path):
     run("grpo", tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     made = trainer(ProcessGRPOTrainer, tmp_path, num_iterations=2)
-    with pytest.raises(ValueError, match="every 2 updates, got update 1: take another checkpoint"):
+    with pytest.raises(ValueError, match="must be a generation's end, update 1 is not"):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
@@ -352,7 +414,7 @@ REFUSED = [
     ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold must be None for the process objectives, got 0.5"),
     (
         {"use_vllm": True, "vllm_importance_sampling_mode": "sequence_mask"},
-        "vllm_importance_sampling_mode must be per token, such as 'token_truncate', got 'sequence_mask'",
+        "vllm_importance_sampling_mode must be one of token_mask, token_truncate, got 'sequence_mask'",
     ),
     (
         {"columns": ("question", "answer")},
@@ -371,6 +433,17 @@ def test_refusals(tmp_path, options, sentence):
 def test_a_data_set_too_small_for_one_generation_is_refused(tmp_path):
     sentence = refusal(tmp_path, per_device_train_batch_size=64, num_generations=4)
     assert sentence == "train_dataset must hold the 16 prompts of a generation at least, got 8"
+
+
+def test_data_sets_of_another_kind_are_refused(tmp_path):
+    rows, other = Dataset.from_dict({"prompt": PROMPTS}), Dataset.from_dict({"text": PROMPTS})
+    sentence = "train_dataset must be a datasets.Dataset or IterableDataset, got "
+    for wrong, name in ((DatasetDict(train=rows), "DatasetDict"), ([{"prompt": "1+1="}], "list")):
+        with pytest.raises(ValueError, match=f"^{sentence}{name}$"):
+            ProcessGRPOTrainer("no/model", reward, None, wrong)
+    for evaluated in (other, {"sums": rows, "texts": other}):
+        with pytest.raises(ValueError, match="^eval_dataset must have a column 'prompt', got text: rename one$"):
+            ProcessGRPOTrainer("no/model", reward, None, rows, evaluated)
 
 
 def test_tools_are_refused(tmp_path):

@@ -169,8 +169,8 @@ def test_measuring_runs(tmp_path):
     assert 0 < cost["scoring_seconds"] + cost["metrics_seconds"] < cost["update_seconds"]
 
 
-def test_weighing_advantages_is_lambda_grpo():
-    """The page's function for other engines: at β 0 it gives `policy_loss` of λ-GRPO, with clipping, groups mixed."""
+def weighed_batch():
+    """A shuffled batch of groups for other engines: λ-GRPO's gradient, GRPO's, and what an engine's loss takes."""
     import torch
 
     from minigrpo import OBJECTIVES, policy_loss
@@ -178,22 +178,49 @@ def test_weighing_advantages_is_lambda_grpo():
     names: dict = {}
     exec(WEIGH, names)
     P, G, T = 3, 4, 5
-    ids = torch.randint(0, 2, (P, G, T))
-    mask = torch.arange(T) < torch.randint(1, T + 1, (P, G, 1))
-    rewards = torch.randn(P, G, dtype=torch.float64)
-    old = torch.randn(P, G, T, dtype=torch.float64)
-    logps = (old + 0.3 * torch.randn_like(old)).requires_grad_()
-    a, ones = OBJECTIVES["grpo"](rewards, ids, mask)
-    mixed = torch.randperm(P * G)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 2, (P, G, T), generator=draw)
+    mask = torch.arange(T) < torch.randint(1, T + 1, (P, G, 1), generator=draw)
+    rewards = torch.randn(P, G, dtype=torch.float64, generator=draw)
+    old = torch.randn(P, G, T, dtype=torch.float64, generator=draw)
+    noise = torch.randn(P, G, T, dtype=torch.float64, generator=draw)
+    logps = (old + 0.3 * noise).requires_grad_()
+    a, _ = OBJECTIVES["grpo"](rewards, ids, mask)
+    mixed = torch.randperm(P * G, generator=draw)
     uid = [f"prompt {row // G}" for row in mixed.tolist()]
     rows = (value.flatten(0, 1)[mixed] for value in (a, ids, mask))
-    weighed = torch.empty(P * G, T, dtype=torch.float64)
-    weighed[mixed] = names["weigh"](*rows, uid)
-    losses = [
-        policy_loss(logps, old, weighed.view(P, G, T), ones, mask, epsilon=0.2),
-        policy_loss(logps, old, *OBJECTIVES["lambda_grpo"](rewards, ids, mask), mask, epsilon=0.2),
-        policy_loss(logps, old, a, ones, mask, epsilon=0.2),
-    ]
-    found, expected, grpo = (torch.autograd.grad(loss, logps)[0] for loss in losses)
-    assert (found - expected).abs().max() <= 1e-12
-    assert (expected - grpo).abs().max() > 1e-3
+    weighed = names["weigh"](*rows, uid)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, logps)[0].flatten(0, 1)[mixed]
+
+    ours, grpo = (
+        gradient(policy_loss(logps, old, *OBJECTIVES[name](rewards, ids, mask), mask, epsilon=0.2))
+        for name in ("lambda_grpo", "grpo")
+    )
+    assert (ours - grpo).abs().max() > 1e-3
+    taken = (value.flatten(0, 1)[mixed] for value in (old, logps, mask))
+    return ours, gradient, weighed, *taken
+
+
+def test_weighing_advantages_is_lambda_grpo():
+    """The page's function for other engines: at β 0 it gives `policy_loss` of λ-GRPO, with clipping, groups mixed."""
+    import torch
+
+    from minigrpo import policy_loss
+
+    ours, gradient, weighed, old, logps, mask = weighed_batch()
+    loss = policy_loss(logps[None], old[None], weighed[None], torch.ones_like(weighed[None]), mask[None], epsilon=0.2)
+    assert (gradient(loss) - ours).abs().max() <= 1e-12
+
+
+def test_verls_own_loss_of_weighed_advantages_is_lambda_grpo():
+    """verl's default loss, as its trainer calls it on a worker."""
+    core = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is optional and large", exc_type=ImportError)
+    from verl.workers.config import ActorConfig
+
+    config = ActorConfig(strategy="fsdp", rollout_n=4, ppo_micro_batch_size_per_gpu=1)
+    assert config.loss_agg_mode == "token-mean"
+    ours, gradient, weighed, old, logps, mask = weighed_batch()
+    loss, _ = core.get_policy_loss_fn("vanilla")(old, logps, weighed, mask, config.loss_agg_mode, config)
+    assert (gradient(loss) - ours).abs().max() <= 1e-12

@@ -61,7 +61,7 @@ def trainer(
         **(more or {}),
     )
     if deterministic:
-        made.model.generate = completions_of_rows(tokenizer, made.args.num_generations)
+        made.model.generate = completions_of_rows(tokenizer, made.args.num_generations, made.args.max_completion_length)
     return made
 
 
@@ -70,7 +70,7 @@ def tiny():
     return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64)
 
 
-def completions_of_rows(tokenizer, group_size):
+def completions_of_rows(tokenizer, group_size, longest):
     """A stand-in for `model.generate`: completions that follow from the prompt, the row in its group and the call."""
     calls = 0
     alphabet = tokenizer.convert_tokens_to_ids(["1", "2"])
@@ -79,11 +79,12 @@ def completions_of_rows(tokenizer, group_size):
         nonlocal calls
         calls += 1
         rows = []
-        for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
-            place = (PartialState().process_index * len(input_ids) + row) % group_size
+        for n, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
+            place = (PartialState().process_index * len(input_ids) + n) % group_size
             draw = random.Random(f"{ids[mask.bool()].tolist()} {place} {calls}")
             length = draw.randint(1, 6)
-            rows.append([draw.choice(alphabet) for _ in range(length)] + [tokenizer.eos_token_id])
+            row = [draw.choice(alphabet) for _ in range(length)] + [tokenizer.eos_token_id]
+            rows.append(row[:longest])
         T = max(map(len, rows))
         padded = [row + [tokenizer.pad_token_id] * (T - len(row)) for row in rows]
         return torch.cat([input_ids, torch.tensor(padded)], dim=1)

@@ -25,4 +25,6 @@ def loss_and_grads(namespace, function, arguments):
 
 DRIVERS = {"call": call, "loss_and_grads": loss_and_grads}
 for _module in pkgutil.iter_modules(__path__):
-    DRIVERS |= importlib.import_module(f"{__name__}.{_module.name}").DRIVERS
+    _more = importlib.import_module(f"{__name__}.{_module.name}").DRIVERS
+    assert not DRIVERS.keys() & _more.keys(), f"{_module.name} takes the name of another driver"
+    DRIVERS |= _more

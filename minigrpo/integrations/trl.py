@@ -37,6 +37,7 @@ except metadata.PackageNotFoundError as error:
 if found < Version(OLDEST) or found.release >= Version(BEYOND).release:
     raise ImportError(f'trl {found} is not supported: pip install "trl>={OLDEST},<{BEYOND}"')
 
+from datasets import Dataset, IterableDataset  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
 
@@ -58,6 +59,8 @@ REQUIRED = {  # what makes a token's term depend on other tokens, or the denomin
     "off_policy_mask_threshold": None,
 }
 
+PER_TOKEN = ("token_truncate", "token_mask")  # TRL's other modes weigh whole completions
+
 
 def check_arguments(objective: str, given: dict[str, Any]) -> None:
     """Refuse, before a model is loaded, what would not be the named objective. Raises ValueError.
@@ -68,51 +71,55 @@ def check_arguments(objective: str, given: dict[str, Any]) -> None:
     for name in ("tools", "environment_factory"):
         if given.get(name):
             raise ValueError(f"{name} must be left out: a tool's tokens are no process steps, got {given[name]!r}")
-    dataset, args = given.get("train_dataset"), given.get("args")
-    columns = None if dataset is None else dataset.column_names
-    if columns is not None and "prompt" not in columns:
-        raise ValueError(f"train_dataset must have a column 'prompt', got {', '.join(columns)}: rename one")
+    dataset, other, args = given.get("train_dataset"), given.get("eval_dataset"), given.get("args")
+    check_columns("train_dataset", dataset)
+    for evaluated in other.values() if isinstance(other, dict) else [other]:
+        check_columns("eval_dataset", evaluated)
     if args is None:
         return
     prompts = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Sized) and len(dataset) < prompts:  # TRL would stop at once and say that it is done
         raise ValueError(f"train_dataset must hold the {prompts} prompts of a generation at least, got {len(dataset)}")
-    settings = vars(args)
     for name, value in REQUIRED.items():
-        if settings.get(name, value) != value:  # older versions lack some
-            raise ValueError(f"{name} must be {value!r} for the process objectives, got {settings[name]!r}")
-    mode = args.vllm_importance_sampling_mode
-    if args.use_vllm and args.vllm_importance_sampling_correction and not mode.startswith("token_"):
-        raise ValueError(f"vllm_importance_sampling_mode must be per token, such as 'token_truncate', got {mode!r}")
+        if (got := vars(args).get(name, value)) != value:  # older versions lack some
+            raise ValueError(f"{name} must be {value!r} for the process objectives, got {got!r}")
+    if args.use_vllm and args.vllm_importance_sampling_correction:
+        check_choice("vllm_importance_sampling_mode", args.vllm_importance_sampling_mode, PER_TOKEN)
     if args.beta and args.use_bias_correction_kl:
         warnings.warn("use_bias_correction_kl is on, TRL's default: the paper's KL needs False", stacklevel=3)
+
+
+def check_columns(name: str, dataset: Any) -> None:
+    """Require a data set with prompts. Raises ValueError."""
+    if not isinstance(dataset, Dataset | IterableDataset | None):
+        raise ValueError(f"{name} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}")
+    columns = dataset and dataset.column_names  # a stream may not know
+    if columns and "prompt" not in columns:
+        raise ValueError(f"{name} must have a column 'prompt', got {', '.join(columns)}: rename one")
 
 
 class GenerationBoundary(TrainerCallback):
     """Keep checkpoints where a generation ends: what TRL has sampled and not yet used up is in no checkpoint."""
 
-    late = False
-    sampler = None
+    late, sampler = False, None  # whether a checkpoint waits for its generation's end; TRL's order of the data
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if not self.reached(args, state):
-            raise ValueError(
-                f"resume_from_checkpoint must be where a generation ends, every {self.every(args):g} updates, got "
-                f"update {state.global_step}: take another checkpoint"
-            )
-        for _ in range(int(state.epoch) if self.sampler else 0):
+    def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
+        epochs, inside = self.place(args, state, train_dataloader)
+        if inside:
+            raise ValueError(f"resume_from_checkpoint must be a generation's end, update {state.global_step} is not")
+        for _ in range(epochs if self.sampler else 0):
             next(iter(self.sampler))  # TRL draws the order of every epoch from one stream, and begins it anew
 
-    def on_step_end(self, args, state, control, **kwargs):
-        wanted = control.should_save or self.late
-        control.should_save = wanted and (self.reached(args, state) or control.should_training_stop)
+    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
+        wanted, inside = control.should_save or self.late, self.place(args, state, train_dataloader)[1]
+        control.should_save = wanted and (not inside or control.should_training_stop)
         self.late = wanted and not control.should_save
 
-    def every(self, args) -> float:
-        return args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
-
-    def reached(self, args, state) -> bool:
-        return state.global_step % max(self.every(args), 1) == 0
+    def place(self, args, state, batches) -> tuple[int, int]:
+        """The epochs done, and the batches since a generation began; an epoch's last update may have fewer batches."""
+        updates = -(-len(batches) // args.gradient_accumulation_steps) if self.sampler else args.max_steps
+        done = state.global_step % updates * args.gradient_accumulation_steps
+        return state.global_step // updates, done % (args.steps_per_generation * args.num_iterations)
 
 
 class ProcessGRPOTrainer(GRPOTrainer):
@@ -124,8 +131,7 @@ class ProcessGRPOTrainer(GRPOTrainer):
     def __init__(self, *arguments: Any, objective: str = "lambda_grpo", **keywords: Any) -> None:
         check_arguments(objective, inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments)
         self.objective = objective
-        self._forward = None  # the last forward pass, and whether to take it again
-        self._again = False
+        self._forward, self._again = None, False  # the last forward pass, and whether to take it again
         self._boundary = GenerationBoundary()
         super().__init__(*arguments, **keywords)
         self.add_callback(self._boundary)
@@ -139,21 +145,18 @@ class ProcessGRPOTrainer(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         if WEIGHTS in batch:
             raise ValueError("rollout_func must return no env_mask: another's tokens are no process steps")
-        ids, mask = (self._gather_tokens(batch[name]) for name in ("completion_ids", "completion_mask"))
+        gather, pad = self.accelerator.gather, self.accelerator.pad_across_processes  # with 0, to the longest T
+        ids, mask = (gather(pad(batch[name], dim=1)) for name in ("completion_ids", "completion_mask"))
         if not mask.any():  # all were cut off, and mask_truncated_completions is on
             return batch
         G = self.num_generations if self.model.training else self.num_generations_eval
         groups = (-1, G, ids.shape[-1])
-        a = self.accelerator.gather(batch["advantages"]).view(-1, G)
+        a = gather(batch["advantages"]).view(-1, G)
         objective = OBJECTIVES[self.objective](a, ids.view(groups), mask.view(groups).bool())
         B, T = batch["completion_ids"].shape
         first = self.accelerator.process_index * B
         mine = (value.flatten(0, 1)[first : first + B, :T] for value in objective)
         return batch | dict(zip(("advantages", WEIGHTS), mine, strict=True))
-
-    def _gather_tokens(self, rows: Tensor) -> Tensor:
-        """The (B, T) of every process as one, in TRL's order, padded with 0 to the longest T."""
-        return self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of the weighted terms, and its metrics of the unweighted ones."""

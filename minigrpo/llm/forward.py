@@ -13,22 +13,36 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from minigrpo.llm.sampling import Samples, completion_logps, positions
+from minigrpo.llm.sampling import Samples, completion_logps, positions, rows_of, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.losses import token_logps
-from minigrpo.packing import PackedGroups, ancestor_mask, ancestor_rule, pack, unpack
+from minigrpo.packing import (
+    PackedGroups,
+    ancestor_blocks,
+    ancestor_mask,
+    ancestor_rule,
+    inner_tokens,
+    pack,
+    unpack,
+)
 
+TREE = "tree"  # the name of `tree_attention` in transformers
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 FORWARDS = ("padded", "shared", "packed")
-ATTENTION = 1.6  # operations of a linear layer in the time of one in the attention, fitted by benchmarks/packing.py
-LAYER = 1.8e8  # operations of a linear layer in the time that a layer takes for nothing, forward and back; fitted too
+# Fitted by benchmarks/packing.py: operations of a linear layer in the time, forward and back, of …
+ATTENTION = 2.7  # … one operation in the attention
+LAYER = 2.7e8  # … a layer that is called for nothing
+BLOCK = 5.4e7  # … one more block of queries in a layer
 AGREEMENT = {"float32": 1e-3, "bfloat16": 0.5}  # nats, on random tokens, where a wrong mask is off by more than 1
 
 
@@ -38,14 +52,7 @@ def padded_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     Returns: float32 (P, G, T) in nats, 0 where masked.
     """
     P, G, T = samples.completion_ids.shape
-    ids, mask = (
-        torch.cat([prompt.repeat_interleave(G, dim=0), completion.flatten(0, 1)], dim=1)
-        for prompt, completion in (
-            (samples.prompt_ids, samples.completion_ids),
-            (samples.prompt_mask, samples.completion_mask),
-        )
-    )  # (P·G, L + T)
-    ids, mask = ids[:, :-1], mask[:, :-1]  # the last token predicts nothing
+    ids, mask = (x[:, :-1] for x in rows_of(samples))  # (P·G, L + T − 1), the last token predicts nothing
     hidden = model.base_model(
         input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
     ).last_hidden_state
@@ -83,39 +90,72 @@ def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
 
 
 def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: float = 1.0) -> Tensor:
-    """Compute the log-prob of every node of the trees in one pass over P sequences of N tokens.
+    """Compute the log-prob of every node of the trees in one pass over P sequences of M tokens, the inner ones.
 
     Returns: float32 (P, N) in nats, 0 where there is no node.
+    Raises: ValueError for a model without position ids, or a path longer than its context.
     """
+    check_positions(model)
+    longest, context = int(packed.depth.max()) + 1, model.config.get_text_config().max_position_embeddings
+    if longest > context:  # by its depth: how long the packed sequence is makes no difference
+        raise ValueError(
+            f"packed has a path of {longest} tokens, which must fit into the model's context of {context}: shorten "
+            "prompt or completions"
+        )
+    ids, depth, end, parent = inner_tokens(packed)
+    blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
     hidden = model.base_model(
-        input_ids=packed.ids, attention_mask=_mask_of(model, packed), position_ids=packed.depth, use_cache=False
-    ).last_hidden_state  # (P, N, H)
+        input_ids=ids, attention_mask=_mask_of(model, end), position_ids=depth, use_cache=False, **blocks
+    ).last_hidden_state  # (P, M, H)
     node = packed.multiplicity > 0
-    parents = hidden[node.nonzero()[:, 0], packed.parent[node]]  # (nodes, H)
+    parents = hidden[node.nonzero()[:, 0], parent[node]]  # (nodes, H)
     logps = chosen_logps(model, parents, packed.ids[node], temperature)
     return torch.zeros(node.shape, dtype=logps.dtype, device=logps.device).masked_scatter(node, logps)
 
 
-def _mask_of(model: PreTrainedModel, packed: PackedGroups) -> Tensor | BlockMask:
-    """The mask of ancestors as the model's attention takes it, (P, 1, N, N)."""
+def _mask_of(model: PreTrainedModel, end: Tensor) -> Tensor | BlockMask:
+    """The mask of ancestors as the model's attention takes it, (P, 1, M, M)."""
     kind = model.config._attn_implementation
     if kind == "flex_attention":
-        P, N = packed.ids.shape
-        return create_block_mask(ancestor_rule(packed), P, None, N, N, device=packed.ids.device)
-    mask = ancestor_mask(packed).unsqueeze(1)
+        P, M = end.shape
+        return create_block_mask(ancestor_rule(end), P, None, M, M, device=end.device)
+    mask = ancestor_mask(end).unsqueeze(1)
     if kind == "eager":
         return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
     return mask
 
 
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    blocks: Sequence[tuple[Tensor, Tensor]] = (),
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' sdpa attention; for a packed tree part by part, each with the keys of `ancestor_blocks`."""
+    if not blocks:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    parts = [
+        sdpa_attention_forward(module, part, key[:, :, keys], value[:, :, keys], mask, **options)[0]
+        for part, (keys, mask) in zip(query.chunk(len(blocks), dim=2), blocks, strict=True)
+    ]
+    return torch.cat(parts, dim=1), None
+
+
+AttentionInterface.register(TREE, tree_attention)
+AttentionMaskInterface.register(TREE, sdpa_mask)
+
+
 def chosen_logps(model: PreTrainedModel, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
     """ln π of tokens (n,) from the hidden states (n, H) before them; never more logits at once than LOGITS_AT_ONCE."""
-    head, finish = model.get_output_embeddings(), _after_head(model)
+    head, finish = model.get_output_embeddings(), _after_head(model, temperature or 1.0)
 
     def logps(hidden: Tensor, ids: Tensor) -> Tensor:
-        logits = finish(head(hidden))
+        logits = head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
-        return token_logps(logits / (temperature or 1.0), ids)
+        return token_logps(finish(logits), ids)
 
     size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     if len(ids) <= size:
@@ -124,15 +164,15 @@ def chosen_logps(model: PreTrainedModel, hidden: Tensor, ids: Tensor, temperatur
     return torch.cat([checkpoint(logps, *part, use_reentrant=False) for part in parts])  # logits are made again
 
 
-def _after_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """What some models do to the logits after the head: Gemma's cap, Cohere's scale, Granite's divisor."""
+def _after_head(model: PreTrainedModel, temperature: float) -> Callable[[Tensor], Tensor]:
+    """What is done to the logits after the head: Gemma's cap, Cohere's scale, Granite's divisor, the temperature."""
     config = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0
+    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     if cap:
-        return lambda logits: cap * torch.tanh(logits * scale / divisor / cap)
-    return lambda logits: logits * (scale / divisor)
+        return lambda logits: cap / temperature * torch.tanh(logits * (factor / cap))
+    factor /= temperature
+    return lambda logits: logits if factor == 1 else logits * factor  # a pass over all of them is dear
 
 
 def _logps_of_rows(model: PreTrainedModel, hidden: Tensor, samples: Samples, temperature: float) -> Tensor:
@@ -167,16 +207,18 @@ class Costs:
     """What a pass of a model costs, in operations of its linear layers (a multiplication and an addition are two).
 
     cost = token · tokens + scored · tokens whose log-prob is asked + pair · pairs in the attention + call · passes
+           + block · blocks of queries beyond the first
     """
 
     token: float
     scored: float
     pair: float
     call: float
+    block: float = 0.0  # runs of an earlier version wrote none
 
 
 def costs_of(model: PreTrainedModel) -> Costs:
-    """Read a model's costs off its sizes and two measured constants."""
+    """Read a model's costs off its sizes and three measured constants."""
     config = model.config.get_text_config()
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -187,22 +229,26 @@ def costs_of(model: PreTrainedModel) -> Costs:
         scored=2.0 * model.get_output_embeddings().weight.numel(),
         pair=ATTENTION * 4 * config.num_hidden_layers * width,
         call=LAYER * config.num_hidden_layers,
+        block=BLOCK * config.num_hidden_layers,
     )
 
 
 def cost(way: str, samples: Samples, packed: PackedGroups, costs: Costs) -> float:
     """The cost of one of FORWARDS for a batch, from its shapes alone."""
     P, L = samples.prompt_ids.shape
-    G, T = samples.completion_ids.shape[1:]
-    N = packed.ids.shape[1]
-    scored = int(samples.completion_mask.sum())
+    G, T = samples.completion_ids.shape[1], samples.completion_ids.shape[2] - 1  # the last token predicts nothing
+    scored, blocks = int(samples.completion_mask.sum()), 1
     if way == "packed":
-        tokens, pairs, passes, scored = P * N, P * N * N, 1, int((packed.multiplicity > 0).sum())
+        end = inner_tokens(packed)[2]
+        tokens, passes, scored = end.numel(), 1, int((packed.multiplicity > 0).sum())
+        masks = [mask for _, mask in ancestor_blocks(end)]
+        pairs, blocks = sum(mask.numel() for mask in masks), len(masks)
     elif way == "shared":
         tokens, pairs, passes = P * (L + G * T), P * (L * L + G * T * (L + T)), 2
     else:
         tokens, pairs, passes = P * G * (L + T), P * G * (L + T) ** 2, 1
-    return costs.token * tokens + costs.scored * scored + costs.pair * pairs + costs.call * passes
+    work = costs.token * tokens + costs.scored * scored + costs.pair * pairs
+    return work + costs.call * passes + costs.block * (blocks - 1)
 
 
 def choose(
@@ -222,10 +268,7 @@ def ways_of(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...]
 
     Raises: ValueError for a model whose log-probs can't be computed here at all, or are NaN.
     """
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
-        raise ValueError(
-            f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
-        )
+    check_positions(model)
     samples, limit = probe(model), AGREEMENT[settings.dtype]
     with torch.no_grad():
         expected = completion_logps(model, samples, slice(None)).view_as(samples.old_logps)
@@ -245,6 +288,14 @@ def ways_of(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...]
     return ((settings.update,), "") if settings.update in ways else (("padded",), reason)
 
 
+def check_positions(model: PreTrainedModel) -> None:
+    """Require a model that is told where tokens stand and sees them by attention alone. Raises ValueError."""
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
+        raise ValueError(
+            f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
+        )
+
+
 def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tuple[tuple[str, ...], str]:
     """The ways that a model's kind allows, and in which it agrees with itself."""
     config = model.config.get_text_config()
@@ -252,7 +303,7 @@ def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tu
     other = kinds - {"full_attention", "sliding_attention", "global"}
     if other:
         return ("padded",), f"the model has layers of another kind than full attention: {', '.join(sorted(other))}"
-    if model.config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
+    if model.config._attn_implementation not in ("sdpa", TREE, "eager", "flex_attention"):
         return ("padded",), f"attention {model.config._attn_implementation!r} takes no mask of ancestors"
     if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window_of(model):
         return ("padded",), f"the model's sliding window of {window_of(model)} tokens is too short"
@@ -288,11 +339,6 @@ def draws_dropout(model: PreTrainedModel, samples: Samples) -> bool:
     first, second = padded_logps(model, samples), padded_logps(model, samples)
     model.train(was_training)
     return not torch.equal(first, second)
-
-
-def window_of(model: PreTrainedModel) -> float:
-    """How many tokens a model's sliding window spans, ∞ where it has none."""
-    return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
 
 
 @torch.no_grad()

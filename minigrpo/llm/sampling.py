@@ -8,6 +8,7 @@ Shapes: P prompts, G completions of a group, L prompt tokens (padded on the left
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from minigrpo.losses import token_logps
+
+PASS = 64  # tokens whose passes cost as much as one more pass of the model, about
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,24 @@ def sample_completions(
     ids, mask = (tensor.to(model.device) for tensor in pad_prompts(prompts, pad_id))
     check_sampling(model, ids.shape[1], group_size, max_new_tokens, temperature, top_p)
     completions = len(prompts) * group_size
+    cache, start = DynamicCache(config=model.config), shared_opening(model, prompts)
+    if start:
+        opening = torch.tensor(prompts[0][:start], device=model.device).unsqueeze(0)
+        model(input_ids=opening, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
+    # A prompt's padding stands behind the opening, so the columns are: opening, padding, the prompt's own tokens.
+    attention = torch.cat([torch.ones_like(mask[:, :start]), mask[:, : mask.shape[1] - start]], dim=1)
     prefill = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        past_key_values=DynamicCache(config=model.config),
+        input_ids=ids[:, start:],
+        attention_mask=attention.long(),
+        position_ids=positions(attention)[:, start:],
+        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
     # From here on the model's batch has a row for each distinct prefix: completions share one until they part, as they
     # share a process step, and what has ended leaves it. `prefix` says which row each unfinished completion stands on.
-    cache, logits, attention = prefill.past_key_values, prefill.logits[:, -1], mask
+    logits = prefill.logits[:, -1]
     place = attention.sum(dim=1, keepdim=True) - 1  # the position of the last token
     unfinished = torch.arange(completions, device=model.device)
     prefix = unfinished // group_size
@@ -118,14 +128,8 @@ def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, t
     Args: samples; rows: which of the P·G completions, in order; temperature: that of the samples (0 means 1).
     Returns: float (rows, T) in nats, float32; gradient flows into the model. Training has quicker ways: `forward`.
     """
-    G, T = samples.completion_ids.shape[1:]
-    ids, mask = (
-        torch.cat([prompt.repeat_interleave(G, dim=0)[rows], completion.flatten(0, 1)[rows]], dim=1)
-        for prompt, completion in (
-            (samples.prompt_ids, samples.completion_ids),
-            (samples.prompt_mask, samples.completion_mask),
-        )
-    )
+    T = samples.completion_ids.shape[2]
+    ids, mask = (x[rows] for x in rows_of(samples))
     output = model(
         input_ids=ids,
         attention_mask=mask.long(),
@@ -134,6 +138,33 @@ def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, t
         logits_to_keep=T + 1,
     )
     return token_logps(output.logits[:, :-1].float() / (temperature or 1.0), ids[:, -T:])
+
+
+def rows_of(samples: Samples) -> tuple[Tensor, Tensor]:
+    """Every completion with its prompt before it: ids int and mask bool, both (P·G, L + T)."""
+    G = samples.completion_ids.shape[1]
+    prompts, completions = (samples.prompt_ids, samples.prompt_mask), (samples.completion_ids, samples.completion_mask)
+    ids, mask = (
+        torch.cat([prompt.repeat_interleave(G, dim=0), completion.flatten(0, 1)], dim=1)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    )
+    return ids, mask
+
+
+def shared_opening(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens, those of the chat template above all, a pass of its own computes once for all prompts.
+
+    None where it would not pay, and none for a sliding window, which would count the padding behind the opening.
+    """
+    first, shortest = prompts[0], min(map(len, prompts))
+    same = (t for t in range(shortest - 1) if any(prompt[t] != first[t] for prompt in prompts))
+    start = next(same, shortest - 1)
+    return start if start * (len(prompts) - 1) >= PASS and window_of(model) == math.inf else 0
+
+
+def window_of(model: PreTrainedModel) -> float:
+    """How many tokens a model's sliding window spans, ∞ where it has none."""
+    return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
 
 
 def positions(mask: Tensor) -> Tensor:

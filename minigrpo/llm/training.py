@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from minigrpo.files import write_bytes, write_json
 from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
 from minigrpo.llm.forward import (
     FORWARDS,
+    TREE,
     Costs,
     choose,
     costs_of,
@@ -47,10 +49,9 @@ from minigrpo.llm.forward import (
     select,
     shared_logps,
     ways_of,
-    window_of,
 )
 from minigrpo.llm.models import LoadedModel, load_model
-from minigrpo.llm.sampling import Samples, sample_completions
+from minigrpo.llm.sampling import Samples, sample_completions, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import Task, load_task
 from minigrpo.losses import kl_k3, policy_loss
@@ -58,7 +59,6 @@ from minigrpo.objectives import OBJECTIVES
 from minigrpo.packing import PackedGroups, pack, tree_loss, unpack
 from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
 
-WayOf = Callable[[Samples, PackedGroups], str]
 PATIENCE = 5  # updates that must go wrong before a warning
 
 
@@ -79,8 +79,7 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
     torch.manual_seed(settings.seed)  # of the adapters' first weights
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
     loaded = load_model(settings.model, device=settings.device)
-    if settings.attention != "default":
-        set_attention(loaded.model, settings.attention)
+    set_attention(loaded.model, settings.attention)
     model, tokenizer = prepare(loaded.model, settings), loaded.tokenizer
     reference = reference_of(model, settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -98,6 +97,7 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
         first, history = 0, []
         write_json(out / "manifest.json", manifest(settings, loaded, costs))
     way_of = functools.partial(choose, costs=costs, ways=ways, window=window_of(loaded.model))
+    learner = Learner(model, reference, optimizer, settings, way_of)
     if reason:
         tqdm.write(f"updates are computed {' or '.join(ways)}: {reason}")
     micro_batch = settings.micro_batch
@@ -140,9 +140,7 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
                 tensors = objective(rewards, samples.completion_ids, samples.completion_mask, scale=settings.scale)
                 model.train()
                 for _ in range(settings.iterations):
-                    learned, micro_batch = descend(
-                        model, reference, optimizer, samples, tensors, settings, micro_batch, way_of
-                    )
+                    learned, micro_batch = descend(learner, samples, tensors, micro_batch)
                 row |= learned
             seconds = time.perf_counter() - started
             row |= {"tokens_per_second": row["tokens"] / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
@@ -160,15 +158,19 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
     return True
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What stays the same from update to update."""
+
+    model: nn.Module  # with its adapters
+    reference: nn.Module | None  # where the KL term needs one and there are no adapters
+    optimizer: torch.optim.Optimizer
+    settings: Settings
+    way_of: Callable[[Samples, PackedGroups], str]  # names one of FORWARDS
+
+
 def descend(
-    model: nn.Module,
-    reference: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    samples: Samples,
-    tensors: tuple[Tensor, Tensor],
-    settings: Settings,
-    micro_batch: int,
-    way_of: WayOf,
+    learner: Learner, samples: Samples, tensors: tuple[Tensor, Tensor], micro_batch: int
 ) -> tuple[dict[str, float], int]:
     """One optimiser step on a batch, in micro-batches with one denominator: the whole batch's tokens.
 
@@ -177,9 +179,10 @@ def descend(
         and the step begins anew, with the same gradient.
     Raises: ValueError for a loss or gradient that is no number; torch.OutOfMemoryError where one row is too much.
     """
+    optimizer, settings = learner.optimizer, learner.settings
     while True:
         try:
-            learned = _accumulate(model, reference, optimizer, samples, tensors, settings, micro_batch, way_of)
+            learned = _accumulate(learner, samples, tensors, micro_batch)
             break
         except torch.OutOfMemoryError:
             if micro_batch == 1:
@@ -197,22 +200,14 @@ def descend(
     return learned | {"grad_norm": norm}, micro_batch
 
 
-def _accumulate(
-    model: nn.Module,
-    reference: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    samples: Samples,
-    tensors: tuple[Tensor, Tensor],
-    settings: Settings,
-    micro_batch: int,
-    way_of: WayOf,
-) -> dict[str, Any]:
+def _accumulate(learner: Learner, samples: Samples, tensors: tuple[Tensor, Tensor], micro_batch: int) -> dict[str, Any]:
     """Leave the gradient of the whole batch's loss in the weights; return loss, ratio, KL and the passes of each way.
 
     Groups whose advantages are all 0 have no gradient where β is 0: they are left out, of the ratio too.
     """
-    optimizer.zero_grad(set_to_none=True)
-    causal = model.get_base_model() if settings.lora_rank else model
+    learner.optimizer.zero_grad(set_to_none=True)
+    settings = learner.settings
+    causal = learner.model.get_base_model() if settings.lora_rank else learner.model
     advantages, step_weights = tensors
     mask = samples.completion_mask
     num_tokens = mask.sum()
@@ -228,10 +223,10 @@ def _accumulate(
         T = part.completion_ids.shape[2]
         pushes = [tensor[groups][:, completions, :T] for tensor in (advantages, step_weights)]
         packed = pack(part.prompt_ids, part.prompt_mask, part.completion_ids, part.completion_mask)
-        way = way_of(part, packed)
+        way = learner.way_of(part, packed)
         with autocast(settings):
             logps = logps_of(causal, part, packed, way, settings)
-            ref_logps = reference_logps(model, reference, part, packed, way, settings)
+            ref_logps = reference_logps(learner, part, packed, way)
         options = {"epsilon": settings.epsilon, "beta": settings.beta, "ref_logps": ref_logps}
         if way == "packed":
             loss = tree_loss(logps, part.old_logps, *pushes, packed, **options, num_tokens=num_tokens)
@@ -281,7 +276,13 @@ def prepare(model: nn.Module, settings: Settings) -> nn.Module:
 
 
 def set_attention(model: PreTrainedModel, kind: str) -> None:
-    """Switch the model's attention. Raises: ValueError for one that it lacks."""
+    """Switch the model's attention; "default" is its own, with blocks for packed trees where that is sdpa.
+
+    Raises: ValueError for one that it lacks.
+    """
+    if kind == "default":
+        own = model.config._attn_implementation
+        kind = TREE if own == "sdpa" else own
     try:
         model.set_attn_implementation(kind)
     except ValueError as error:
@@ -296,14 +297,13 @@ def reference_of(model: nn.Module, settings: Settings) -> nn.Module | None:
 
 
 @torch.no_grad()
-def reference_logps(
-    model: nn.Module, reference: nn.Module | None, part: Samples, packed: PackedGroups, way: str, settings: Settings
-) -> Tensor | None:
+def reference_logps(learner: Learner, part: Samples, packed: PackedGroups, way: str) -> Tensor | None:
     """ln π_ref in the shape of `logps_of`, or None where β is 0."""
+    model, settings = learner.model, learner.settings
     if settings.beta == 0:
         return None
-    if reference is not None:
-        return logps_of(reference, part, packed, way, settings)
+    if learner.reference is not None:
+        return logps_of(learner.reference, part, packed, way, settings)
     model.eval()  # the reference draws no dropout
     with model.disable_adapter():
         ref_logps = logps_of(model.get_base_model(), part, packed, way, settings)

@@ -1,0 +1,82 @@
+"""What a worker is given: a copy of three of our files, the interpreter, an environment, and under bubblewrap no more.
+
+The interpreter runs without `site`, so that no .pth file, sitecustomize or PYTHON… variable has a say; the folders of
+installed packages are named to it one by one. Of the student's submission nothing but the text of the cells arrives.
+"""
+
+import os
+import shutil
+import site
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+USERS = range(60578, 61184)  # ids that systemd's table of users leaves free; one for each worker in turn
+PYTHON = os.path.realpath(sys._base_executable)
+BASE = os.path.realpath(sys.base_prefix)
+SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages()) if p in sys.path]
+
+
+def fill(stage: Path, allow, user: int | None) -> Path:
+    """Copy into `stage` what of ours the worker may read; gives the folder in it that `user` may write to."""
+    drivers = (f"grader/drivers/{path.name}" for path in (HERE / "drivers").glob("*.py"))
+    allowed = (f"{module.replace('.', '/')}.py" for module in allow)
+    for name in ("grader/protocol.py", "grader/worker.py", *drivers, *allowed):
+        target = stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for folder in list(target.relative_to(stage).parents)[:-1]:
+            (stage / folder / "__init__.py").touch()
+        shutil.copyfile(HERE.parent / name, target)
+    for path in (stage, *stage.rglob("*")):
+        path.chmod(0o755)
+    home = stage / "home"
+    home.mkdir(mode=0o700)
+    if user is not None:
+        os.chown(home, user, user)
+    return home
+
+
+def program(place: str, requests: int, answers: int, rlimits: dict[str, int]) -> str:
+    """What the interpreter in the sandbox is told to run."""
+    path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
+    return f"{path}\nfrom grader.worker import main; main({requests}, {answers}, {rlimits!r})"
+
+
+def bubblewrap(stage: str, disk: int) -> list[str]:
+    """The start of a command line that shows the rest of it, of the host, only the interpreter and `stage`, as /grader.
+
+    Everything is read-only but /tmp and /dev/shm, of `disk` bytes each. There is no network, no other process, no
+    privilege and no way to get one by another user namespace.
+    """
+    options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
+    options += ["--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(folder):
+            options += ["--symlink", os.readlink(folder), folder]
+        elif os.path.isdir(folder):
+            options += ["--ro-bind", folder, folder]
+    options += ["--proc", "/proc", "--dev", "/dev"]
+    for folder in ("/dev/shm", "/tmp"):
+        options += ["--size", str(disk), "--tmpfs", folder]
+    options += ["--ro-bind", BASE, BASE]
+    if any(HERE.is_relative_to(folder) for folder in ("/usr", BASE)):
+        options += _cover(str(HERE.parent))  # this repository lies in what was bound
+    for folder in SITES:
+        options += ["--ro-bind", folder, folder]
+        for name in ("minigrpo", "grader"):
+            if os.path.isdir(f"{folder}/{name}"):
+                options += _cover(f"{folder}/{name}")
+    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
+    return [shutil.which("bwrap"), *options, "--"]
+
+
+def _cover(folder: str) -> list[str]:
+    """Options that lay an empty folder over one that would show."""
+    return ["--tmpfs", folder, "--remount-ro", folder]
+
+
+def environment(home: str, threads: int) -> dict[str, str]:
+    """All the environment there is: bubblewrap gets it too, as /proc/1/environ shows bubblewrap's."""
+    libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "student", "MPLBACKEND": "Agg"}
+    return fixed | {f"{library}_NUM_THREADS": str(threads) for library in libraries}

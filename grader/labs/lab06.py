@@ -1,0 +1,654 @@
+"""Lab 06, λ-GRPO: the cases, the references and the mistakes of its exercises.
+
+`python -m grader.labs.lab06` writes what is behind the tolerance of lab06.3 to grader/thresholds/lab06.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+import minigrpo
+from grader.cases import draw_completions, draw_logps, draw_rewards, pad
+from grader.exercise import Case, Exercise, Mistake, Part
+from minigrpo.envs import PathTreeEnv
+
+RESAMPLES = 10_000
+NEAR = 0.2  # standard errors of the mean by which an end may be away (grader/thresholds/lab06.json)
+
+# lab06.1: the loss
+
+
+def lambda_grpo_loss(logps, old_logps, ref_logps, advantages, sizes, completion_mask, beta):
+    weights = 1 / sizes.clamp(min=1).to(logps.dtype)
+    a = advantages.unsqueeze(1).expand_as(logps).contiguous()
+    return minigrpo.policy_loss(logps, old_logps, a, weights, completion_mask, beta=beta, ref_logps=ref_logps)
+
+
+def loss_variant(*, weight=None, kl_weight=None, reduce=None, sign=-1, constant=Tensor.detach):
+    """The loss with one part of it exchanged; weight and kl_weight take sizes (at least 1), reduce terms and mask."""
+
+    def loss(logps, old_logps, ref_logps, advantages, sizes, completion_mask, beta):
+        there = sizes.clamp(min=1).to(logps.dtype)
+        w = weight(there) if weight else 1 / there
+        log_ratio = constant(ref_logps) - logps
+        kl = beta * (log_ratio.exp() - log_ratio - 1) * (kl_weight(there) if kl_weight else w)
+        terms = ((logps - old_logps.detach()).exp() * advantages.unsqueeze(1) * w - kl) * completion_mask
+        return sign * (reduce(terms, completion_mask, there) if reduce else terms.sum() / completion_mask.sum())
+
+    return loss
+
+
+def zero_by_zero(logps, old_logps, ref_logps, advantages, sizes, completion_mask, beta):
+    """Divides by the 0 under the mask, and masks afterwards."""
+    log_ratio = ref_logps.detach() - logps
+    kl = beta * (log_ratio.exp() - log_ratio - 1)
+    terms = ((logps - old_logps.detach()).exp() * advantages.unsqueeze(1) - kl) / sizes
+    return -(terms * completion_mask).sum() / completion_mask.sum()
+
+
+def draw_loss(rng: np.random.Generator, *, beta: float, empty: bool = False) -> Case:
+    completions = draw_completions(rng, size=5, longest=5)
+    ids, mask = pad([*completions, completions[0][:1]])  # the first token of the first completion is shared
+    if empty:
+        ids, mask = (torch.nn.functional.pad(value, (0, 2, 0, 1)) for value in (ids, mask))
+    logps = draw_logps(rng, *mask.shape)
+    return {
+        "logps": logps,
+        "old_logps": logps + torch.from_numpy(rng.normal(size=mask.shape)).mul(0.3),
+        "ref_logps": logps + torch.from_numpy(rng.normal(size=mask.shape)).mul(0.3),
+        "advantages": minigrpo.group_advantages(draw_rewards(rng, len(mask))),
+        "sizes": minigrpo.step_sizes(ids, mask),
+        "completion_mask": mask,
+        "beta": beta,
+        "wrt": ["logps", "old_logps", "ref_logps"],
+    }
+
+
+def worked_loss() -> Case:
+    zeros = torch.zeros(2, 2, dtype=torch.float64)
+    return {
+        "logps": zeros,
+        "old_logps": zeros.clone(),
+        "ref_logps": zeros.clone(),
+        "advantages": torch.tensor([1.0, -2.0], dtype=torch.float64),
+        "sizes": torch.tensor([[2, 1], [2, 1]]),
+        "completion_mask": torch.ones(2, 2, dtype=torch.bool),
+        "beta": 0.0,
+        "wrt": ["logps"],
+    }
+
+
+# lab06.2: the trap
+
+
+def trap(depth: int, n: int, r_neg: float, target: list[int]) -> PathTreeEnv:
+    return PathTreeEnv(depth, n, r_neg, target)
+
+
+class RewardsOnTheWay(PathTreeEnv):
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, self.outcome(self.path), *rest
+
+
+class Swapped(PathTreeEnv):
+    def outcome(self, path):
+        reward = super().outcome(path)
+        return {self.r_neg: self.r_other, self.r_other: self.r_neg}.get(reward, reward)
+
+
+class OneMore(PathTreeEnv):
+    def outcome(self, path):
+        if tuple(path) == self.target:
+            return self.r_target
+        return self.r_neg if tuple(path[: self.n + 1]) == self.target[: self.n + 1] else self.r_other
+
+
+class OneAction(PathTreeEnv):
+    """Compares action n − 1 alone."""
+
+    def outcome(self, path):
+        if tuple(path) == self.target:
+            return self.r_target
+        return self.r_neg if path[self.n - 1] == self.target[self.n - 1] else self.r_other
+
+
+class NodesInALevel(PathTreeEnv):
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return observation - (2 ** len(self.path) - 1), *rest
+
+
+class NeverCleared(PathTreeEnv):
+    def reset(self, *, seed=None, options=None):
+        kept = getattr(self, "path", [])  # there is none before the first episode
+        result = super().reset(seed=seed)
+        self.path = kept
+        return result
+
+
+class Truncated(PathTreeEnv):
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, truncated, terminated, info
+
+
+class LeavesOnly(PathTreeEnv):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.observation_space = gym.spaces.Discrete(2**self.depth)
+
+
+def draw_trap(rng: np.random.Generator, *, interrupted: bool = False) -> Case:
+    depth = int(rng.integers(3, 6))
+    n = int(rng.integers(1, depth - 1))
+    target = rng.integers(2, size=depth).tolist()
+
+    def parted(place: int) -> list[int]:
+        """A path that leaves the target's at this action."""
+        return [*target[:place], 1 - target[place], *rng.integers(2, size=depth - place - 1).tolist()]
+
+    first = [1 - target[0], *target[1:]]  # equals the target but for its first action
+    walks = [target, parted(0), parted(n - 1), parted(n), parted(n + 1), parted(depth - 1), first]
+    walks = [walks[k] for k in rng.permutation(len(walks))]
+    if interrupted:
+        walks = [[*walks[0]][:2], *[walk[: int(rng.integers(1, depth))] for walk in walks[1:3]], *walks]
+    return {"depth": depth, "n": n, "r_neg": round(float(rng.uniform(-2, -0.1)), 2), "target": target, "walks": walks}
+
+
+def draw_edges(rng: np.random.Generator) -> Case:
+    """n = 0: every path but the target is a near miss; sometimes with a single action."""
+    depth = int(rng.integers(1, 4))
+    target = rng.integers(2, size=depth).tolist()
+    near = [[*target[:k], 1 - target[k], *target[k + 1 :]] for k in range(depth)]
+    return {"depth": depth, "n": 0, "r_neg": -1.5, "target": target, "walks": [*near, target]}
+
+
+WORKED_TRAP = {"depth": 2, "n": 1, "r_neg": -0.5, "target": [1, 0], "walks": [[1, 1], [0, 0], [1, 0]]}
+
+
+# lab06.3: an interval
+
+
+def paired_interval(a: Tensor, b: Tensor, resamples: int, seed: int) -> tuple[float, float]:
+    return _ends(_means((a - b).numpy(), resamples, seed))
+
+
+def _means(values: np.ndarray, resamples: int, seed: int | None) -> np.ndarray:
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return values[draws].mean(axis=1)
+
+
+def _ends(values: np.ndarray, tail: float = 0.025) -> tuple[float, float]:
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def unpaired_interval(a, b, resamples, seed):
+    return _ends(_means(a.numpy(), resamples, seed) - _means(b.numpy(), resamples, seed + 1))
+
+
+def interval_of_the_data(a, b, resamples, seed):
+    return _ends((a - b).numpy())
+
+
+def one_deviation(a, b, resamples, seed):
+    mean, deviation = float((a - b).mean()), float((a - b).std())
+    return mean - deviation, mean + deviation
+
+
+def normal_interval(a, b, resamples, seed):
+    """No bootstrap at all: close for many symmetric scores, not for few skewed ones."""
+    error = standard_error({"a": a, "b": b})
+    return float((a - b).mean()) - 1.96 * error, float((a - b).mean()) + 1.96 * error
+
+
+def other_way_round(a, b, resamples, seed):
+    return paired_interval(b, a, resamples, seed)
+
+
+def ninety_percent(a, b, resamples, seed):
+    return _ends(_means((a - b).numpy(), resamples, seed), tail=0.05)
+
+
+def without_seed(a, b, resamples, seed):
+    return _ends(_means((a - b).numpy(), resamples, None))
+
+
+def without_replacement(a, b, resamples, seed):
+    rng, d = np.random.default_rng(seed), (a - b).numpy()
+    return _ends(np.array([rng.permutation(d).mean() for _ in range(resamples // 10)]))
+
+
+def judge_interval(arguments: Case, expected: Any, answer: Any) -> str | None:
+    """The same twice where one seed gives the same twice, and both ends near, in standard errors of the mean."""
+    if not _is_pair_of_pairs(answer):
+        return "the answer must be two numbers, low and high"
+    if (expected[0] == expected[1]) != (answer[0] == answer[1]):
+        return "two calls with the same seed gave different intervals"
+    near = NEAR * standard_error(arguments)
+    for name, want, got in zip(("low", "high"), expected[0], answer[0], strict=True):
+        if not abs(want - got) <= near:
+            return f"{name}: expected {want:.4g} ± {near:.2g}, got {got:.4g}"
+    return None
+
+
+def _is_pair_of_pairs(answer: Any) -> bool:
+    if not isinstance(answer, (list, tuple)) or len(answer) != 2:
+        return False
+    return all(isinstance(p, (list, tuple)) and [type(end) for end in p] == [float, float] for p in answer)
+
+
+def standard_error(arguments: Case) -> float:
+    differences = arguments["a"] - arguments["b"]
+    return float(differences.std()) / len(differences) ** 0.5
+
+
+def draw_scores(rng: np.random.Generator, *, few: bool) -> Case:
+    """Scores whose seeds differ far more than the two objectives of one seed; with few seeds, skewed differences."""
+    size = int(rng.integers(8, 12) if few else rng.integers(16, 31))
+    level = rng.normal(0.0, 3.0, size=size)
+    difference = rng.exponential(1.0, size=size) - 0.7 if few else rng.normal(0.3, 1.0, size=size)
+    a, b = torch.from_numpy(level + difference), torch.from_numpy(level)
+    return {"a": a, "b": b, "resamples": RESAMPLES, "seed": int(rng.integers(1000))}
+
+
+WORKED_SCORES = {
+    "a": torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64),
+    "b": torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64),
+    "resamples": RESAMPLES,
+    "seed": 0,
+}
+
+
+# lab06.4: each at its own rate
+
+
+def fair_comparison(rates, baseline, candidate, tuning):
+    return comparison(rates, baseline, candidate, tuning)
+
+
+def comparison(
+    rates, baseline, candidate, tuning, *, chosen=slice, kept=lambda t: slice(t, None), best=None, own=True, sign=1
+):
+    """Compare as the lab says; each keyword exchanges one rule of it."""
+    best = best or (lambda scores: max(range(len(rates)), key=lambda k: scores[k].mean().item()))  # the first of equals
+    own_best = [best(scores[:, chosen(tuning)]) for scores in (baseline, candidate)]
+    first, second = own_best if own else (own_best[1], own_best[1])
+    differences = sign * (candidate[second] - baseline[first])[kept(tuning)]
+    return {"baseline_rate": rates[first], "candidate_rate": rates[second], "differences": differences}
+
+
+def rates_with(**exchanged):
+    return lambda rates, baseline, candidate, tuning: comparison(rates, baseline, candidate, tuning, **exchanged)
+
+
+def last_of_equals(scores: Tensor) -> int:
+    means = scores.mean(dim=1).tolist()
+    return max(k for k, mean in enumerate(means) if mean == max(means))
+
+
+def luckiest(scores: Tensor) -> int:
+    return int(scores.amax(dim=1).argmax())
+
+
+def draw_sweep(rng: np.random.Generator, *, tie: bool) -> Case:
+    """Random scores; the seeds that choose and those that are compared favour different rates.
+
+    tie: two rates of each objective have the same, highest scores on the seeds that choose.
+    """
+    R, S, tuning = 5, 12, 4
+    rates = np.cumprod(rng.uniform(1.5, 4.0, size=R)).round(3).tolist()
+    sweeps = []
+    for best in rng.permutation(R - 2)[:2]:
+        scores = rng.uniform(0.2, 0.6, size=(R, S))
+        scores[best, :tuning] += 0.2
+        scores[rng.choice([k for k in range(R) if k != best]), tuning:] += 0.5
+        lucky = int(rng.choice([k for k in range(R) if k != best]))
+        scores[lucky, 0] = scores[:, :tuning].max() + 0.01
+        scores[lucky, 1:tuning] = 0.0
+        if tie:
+            scores[best + 1 :][-1, :tuning] = scores[best, :tuning]
+        sweeps.append(torch.from_numpy(scores))
+    return {"rates": rates, "baseline": sweeps[0], "candidate": sweeps[1], "tuning": tuning}
+
+
+WORKED_SWEEP = {
+    "rates": [1.0, 2.0],
+    "baseline": torch.tensor([[0.5, 0.2, 0.4], [0.1, 0.9, 0.9]], dtype=torch.float64),
+    "candidate": torch.tensor([[0.3, 0.0, 0.0], [0.6, 0.7, 0.5]], dtype=torch.float64),
+    "tuning": 1,
+}
+
+
+# lab06.5: a conclusion
+
+
+def conclusion(low: float, high: float) -> str:
+    return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
+
+
+def by_the_middle(low, high):
+    return "higher" if low + high > 0 else "lower"
+
+
+def zero_left_out(low, high):
+    return "higher" if low >= 0 else "lower" if high <= 0 else "not told apart"
+
+
+def never_lower(low, high):
+    return "higher" if low > 0 else "not told apart"
+
+
+def the_other_way(low, high):
+    return "lower" if low > 0 else "higher" if high < 0 else "not told apart"
+
+
+def draw_intervals(rng: np.random.Generator) -> Case:
+    x, y = (sorted(rng.uniform(0.01, 1.0, size=2).round(3).tolist()) for _ in range(2))
+    ends = [(x[0], x[1] + 0.1), (-y[1] - 0.1, -y[0]), (-x[0], y[1]), (-y[1], x[0]), (0.0, x[1]), (-y[0], 0.0)]
+    return {"calls": [{"low": ends[k][0], "high": ends[k][1]} for k in rng.permutation(len(ends))]}
+
+
+EXERCISES = (
+    Exercise(
+        id="lab06.1",
+        function="lambda_grpo_loss",
+        reference=lambda_grpo_loss,
+        driver="loss_or_nan",
+        parts=(
+            Part(
+                "no KL term",
+                1,
+                lambda rng: draw_loss(rng, beta=0.0),
+                "divide each token's P·a by its |λ|, sum over the real tokens, divide by their number, and negate.",
+                examples=(worked_loss(),),
+            ),
+            Part(
+                "with the KL term",
+                2,
+                lambda rng: draw_loss(rng, beta=float(rng.choice([0.5, 1.0]))),
+                "D belongs to the token's term: it is divided by |λ|, too.",
+            ),
+            Part(
+                "padding and an empty completion",
+                1,
+                lambda rng: draw_loss(rng, beta=0.5, empty=True),
+                "what is masked has no part in the sum, in the count or in the gradient; |λ| is 0 there.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "0/0",
+                "under the mask |λ| is 0. Divide by something else there, or select the real tokens first: "
+                "masking afterwards leaves NaN.",
+                zero_by_zero,
+            ),
+            Mistake(
+                "KL not divided",
+                "you divide P·a by |λ|, but not D: the whole term of the token is divided.",
+                loss_variant(kl_weight=torch.ones_like),
+            ),
+            Mistake(
+                "another normaliser",
+                "you divide by the sum of 1/|λ|; the denominator in front stays the number of tokens.",
+                loss_variant(reduce=lambda terms, mask, sizes: terms.sum() / (mask / sizes).sum()),
+            ),
+            Mistake(
+                "divided by G",
+                "you divided by G, not by |λ|.",
+                loss_variant(weight=lambda sizes: torch.full_like(sizes, 1 / len(sizes))),
+            ),
+            Mistake("multiplied", "you multiply by |λ|; λ-GRPO divides by it.", loss_variant(weight=torch.clone)),
+            Mistake("GRPO", "there is no |λ| in your loss: this is GRPO's.", loss_variant(weight=torch.ones_like)),
+            Mistake("objective", "this is the objective; the loss is its negative.", loss_variant(sign=1)),
+            Mistake(
+                "per-completion mean",
+                "you take a mean per completion first; one count of all tokens is the denominator.",
+                loss_variant(
+                    reduce=lambda terms, mask, sizes: (terms.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
+                ),
+            ),
+            Mistake(
+                "padding counted",
+                "you divide by all places of the tensor; only real tokens count.",
+                loss_variant(reduce=lambda terms, mask, sizes: terms.mean()),
+            ),
+            Mistake(
+                "the reference learns",
+                "a gradient flows into ref_logps: it is a constant (detach).",
+                loss_variant(constant=lambda value: value),
+            ),
+        ),
+    ),
+    Exercise(
+        id="lab06.2",
+        function="TrapEnv",
+        reference=trap,
+        driver="walk_env",
+        parts=(
+            Part(
+                "whole walks",
+                2,
+                draw_trap,
+                "walk the tree on paper: node, reward, terminated after each action, and the rewards of the table.",
+                examples=(WORKED_TRAP,),
+            ),
+            Part(
+                "walks that are broken off",
+                1,
+                lambda rng: draw_trap(rng, interrupted=True),
+                "reset begins anew, also in the middle of an episode.",
+            ),
+            Part(
+                "n = 0",
+                1,
+                draw_edges,
+                "with n = 0 every path shares the target's first n actions; a tree may have depth 1.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "rewards on the way",
+                "you give a reward before the leaf. It is 0 until the episode ends.",
+                RewardsOnTheWay,
+            ),
+            Mistake("swapped", "you have r_neg and 0.7 the wrong way round: near misses get r_neg.", Swapped),
+            Mistake(
+                "one more",
+                "you compare n + 1 actions with the target's; r_neg is for paths that share the first n.",
+                OneMore,
+            ),
+            Mistake("one action", "you compare one action; all of the first n have to be equal.", OneAction),
+            Mistake(
+                "numbered in a level",
+                "your numbers begin anew in each level. The children of node k are 2k + 1 and 2k + 2.",
+                NodesInALevel,
+            ),
+            Mistake("never cleared", "reset has to forget the path of the last episode.", NeverCleared),
+            Mistake(
+                "truncated", "the leaf terminates the episode: the third value, not the fourth (truncated).", Truncated
+            ),
+            Mistake(
+                "leaves only",
+                "the observation space has to hold every node of the tree, and nothing else: "
+                "1 + 2 + 4 + … down to the leaves.",
+                LeavesOnly,
+            ),
+        ),
+    ),
+    Exercise(
+        id="lab06.3",
+        function="paired_interval",
+        reference=paired_interval,
+        driver="twice",
+        judge=judge_interval,
+        parts=(
+            Part(
+                "scores that go together",
+                2,
+                lambda rng: draw_scores(rng, few=False),
+                "take a − b first, then resample the differences, and take quantiles of the resampled means.",
+                examples=(WORKED_SCORES,),
+            ),
+            Part(
+                "few seeds, skewed",
+                1,
+                lambda rng: draw_scores(rng, few=True),
+                "with few and skewed differences the interval is not symmetric: use quantiles of the means.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "not paired",
+                "you resample a and b each by itself. Entry s of both comes from one seed: resample the differences.",
+                unpaired_interval,
+            ),
+            Mistake(
+                "quantiles of the data",
+                "these are quantiles of the differences: how seeds scatter, not how sure their mean is.",
+                interval_of_the_data,
+            ),
+            Mistake(
+                "one deviation",
+                "the mean ± one standard deviation shows how seeds scatter. Asked is how sure the mean is.",
+                one_deviation,
+            ),
+            Mistake(
+                "no bootstrap",
+                "this is the mean ± 1.96 standard errors, which takes the mean to be normal. Resample instead.",
+                normal_interval,
+            ),
+            Mistake("b − a", "it is a − b; yours has the other sign.", other_way_round),
+            Mistake("90%", "you cut 5% at each end; a 95% interval leaves 2.5% at each.", ninety_percent),
+            Mistake("no seed", "the same seed has to give the same interval: make a generator from it.", without_seed),
+            Mistake(
+                "without replacement",
+                "you draw without replacement, which is the same S differences each time. Draw with it.",
+                without_replacement,
+            ),
+        ),
+    ),
+    Exercise(
+        id="lab06.4",
+        function="fair_comparison",
+        reference=fair_comparison,
+        parts=(
+            Part(
+                "sweeps",
+                2,
+                lambda rng: draw_sweep(rng, tie=False),
+                "the first seeds choose a rate for each objective, the other seeds give the differences.",
+                examples=(WORKED_SWEEP,),
+            ),
+            Part(
+                "equally good rates",
+                1,
+                lambda rng: draw_sweep(rng, tie=True),
+                "of equally good rates the smallest is taken.",
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "one rate for both",
+                "you use the candidate's best rate for both. The baseline has a right to its own.",
+                rates_with(own=False),
+            ),
+            Mistake(
+                "chosen by all seeds",
+                "the seeds that you compare on have chosen the rate, too: only the first `tuning` may.",
+                rates_with(chosen=lambda tuning: slice(None)),
+            ),
+            Mistake(
+                "compared on all seeds",
+                "your differences include the seeds that chose: leave the first `tuning` out.",
+                rates_with(kept=lambda tuning: slice(None)),
+            ),
+            Mistake(
+                "compared where chosen",
+                "you compare on the seeds that chose; take the others.",
+                rates_with(kept=slice),
+            ),
+            Mistake(
+                "the luckiest seed",
+                "you choose by the best single seed; choose by the mean over the first `tuning`.",
+                rates_with(best=luckiest),
+            ),
+            Mistake("baseline − candidate", "it is candidate − baseline.", rates_with(sign=-1)),
+            Mistake(
+                "the largest of equals",
+                "of equally good rates you take the largest; the smallest is asked.",
+                rates_with(best=last_of_equals),
+            ),
+        ),
+    ),
+    Exercise(
+        id="lab06.5",
+        function="conclusion",
+        reference=conclusion,
+        driver="answer_all",
+        parts=(
+            Part(
+                "six intervals",
+                1,
+                draw_intervals,
+                "is the whole interval above 0, is it below, or does it hold 0, its ends included?",
+                examples=({"calls": [{"low": 0.1, "high": 0.3}, {"low": -0.3, "high": 0.1}]},),
+            ),
+        ),
+        mistakes=(
+            Mistake(
+                "by the middle", "you look at the middle; an interval that holds 0 decides nothing.", by_the_middle
+            ),
+            Mistake("zero left out", "an interval that ends at 0 holds it: not told apart.", zero_left_out),
+            Mistake("never lower", "an interval below 0 is a finding, too: lower.", never_lower),
+            Mistake("the wrong way", "above 0 is higher, below is lower.", the_other_way),
+        ),
+    ),
+)
+
+
+def measure(seeds: int = 40) -> dict:
+    """How far an interval of another bootstrap seed is away, and how far wrong ones are, in standard errors.
+
+    "other seeds": the larger distance of the two ends, over `seeds` bootstrap seeds, of each of 20 draws. For a wrong
+    answer that of the case of its draw in which it is farthest away, as one is enough to fail.
+    """
+    cases = {few: [draw_scores(np.random.default_rng([few, k]), few=few) for k in range(20)] for few in (False, True)}
+    wrong = {
+        "not paired": unpaired_interval,
+        "quantiles of the data": interval_of_the_data,
+        "one deviation": one_deviation,
+        "90%": ninety_percent,
+        "mean ± 1.96 standard errors": normal_interval,
+    }
+
+    def away(case: Case, function, seed: int) -> float:
+        expected = paired_interval(**case)
+        ends = zip(expected, function(**case | {"seed": seed}), strict=True)
+        return max(abs(want - got) for want, got in ends) / standard_error(case)
+
+    def three(values: list[float]) -> dict:
+        low, middle, high = (round(float(v), 3) for v in (min(values), np.median(values), max(values)))
+        return {"min": low, "median": middle, "max": high, "of": len(values)}
+
+    result: dict = {"tolerance": NEAR, "unit": "standard errors of the mean", "resamples": RESAMPLES}
+    for few, drawn in cases.items():
+        name = "few seeds, skewed" if few else "scores that go together"
+        others = [away(case, paired_interval, 5000 + seed) for case in drawn for seed in range(seeds)]
+        result[name] = {"other seeds": three(others)}
+        for label, function in wrong.items():
+            result[name][label] = three([away(case, function, case["seed"]) for case in drawn])
+    return result
+
+
+if __name__ == "__main__":
+    from minigrpo.files import write_json
+
+    write_json(Path(__file__).parents[1] / "thresholds" / "lab06.json", measure())
