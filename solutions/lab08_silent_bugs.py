@@ -116,7 +116,7 @@ def buggy_kl_penalty(logps, ref_logps, beta):
 
 def buggy_batch_loss(losses, completion_mask, micro_batch):
     batches = zip(losses.split(micro_batch), completion_mask.split(micro_batch), strict=True)
-    means = [(rows * real).sum() / real.sum() for rows, real in batches]
+    means = [(rows * real).sum() / real.sum().clamp(min=1) for rows, real in batches]
     return torch.stack(means).mean()
 
 
@@ -173,6 +173,7 @@ def train(f: dict, seed: int = 0, updates: int = 200) -> list[dict[str, float]]:
         losses, weights = losses_of(f, theta, ids, mask, f["group_advantages"](STAKES * shares))
         gradient, whole = (slope(f, theta, losses, mask, size) for size in (2, 2 * G))
         rows.append(measure(ids, lengths, mask, shares, weights, theta, gradient, whole))
+        # Logits stay bounded, so that what runs away can still be looked at.
         theta = (theta.detach() - 6.0 * gradient).clamp(-9, 9).requires_grad_()
     return rows
 
@@ -410,7 +411,7 @@ for functions, style, label in ((mended, "-", "mended"), (broken, ":", "as found
     rows = train(functions)
     for name, color in (("word 0", "#0072B2"), ("word 1", "#D55E00")):
         axes.plot([row[name] for row in rows], style, color=color, label=f"{name}, {label}")
-axes.set(xlabel="update", ylabel="share of the word that is right", ylim=(0, 1))
+axes.set(xlabel="update", ylabel="share of the word that is right", ylim=(0, 1.2))
 axes.set_title("Six short repairs, and the script learns both words")
 axes.legend(ncols=2)
 plt.show()
