@@ -437,15 +437,34 @@ def test_the_package_that_holds_the_answers(host, isolation):
     assert outcomes == [Answer(["ModuleNotFoundError"] * len(names))] * len(ways)
 
 
+def test_an_installed_copy_of_the_package(host, monkeypatch):
+    for name in ("minigrpo", "grader"):
+        (host.place / "site" / name).mkdir(parents=True)
+        (host.place / "site" / name / "answers.py").write_text("ANSWER = 42")
+    (host.place / "site" / "library.py").write_text("")
+    monkeypatch.setattr(confine, "SITES", [*confine.SITES, str(host.place / "site")])
+    source = """
+    def f(site):
+        import library
+        sys.meta_path.pop(0)
+        return [os.listdir(f"{site}/{name}") for name in ("minigrpo", "grader")]
+    """
+    assert host.run(source, arguments={"site": str(host.place / "site")}) == Answer([[], []])
+
+
 # Resources.
 
 
 @BOTH
 def test_memory_at_once(host, isolation):
-    source = "def f(): return hold(100 << 30)\ndef g(): return bytearray(100 << 30)"
-    tensor, plain = host.each(source, {"f": {}, "g": {}}, isolation=isolation)
+    source = """
+    def tensor(): return hold(100 << 30)
+    def plain(): return bytearray(100 << 30)
+    def untouched(): return len(bytearray(LIMITS.memory + (1 << 30)))
+    """.replace("LIMITS.memory", str(LIMITS.memory))
+    tensor, *others = host.each(source, {"tensor": {}, "plain": {}, "untouched": {}}, isolation=isolation)
     assert tensor.kind == "error"
-    assert plain.detail.startswith("MemoryError")
+    assert [other.detail.partition(":")[0] for other in others] == ["MemoryError"] * 2
 
 
 @BOTH
