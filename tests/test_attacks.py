@@ -418,16 +418,38 @@ def test_nothing_of_a_submissions_folder_is_imported(host, monkeypatch):
 
 @BOTH
 def test_the_package_that_holds_the_answers(host, isolation):
-    source = "def f(name):\n    sys.path.insert(0, {root!r})\n    __import__(name)"
-    for name in ("minigrpo", "minigrpo.steps", "grader.labs", "grader.sandbox", "grader.exercise"):
-        outcome = host.run(source.format(root=str(ROOT)), arguments={"name": name}, isolation=isolation)
-        assert outcome.kind == "error"
-        assert outcome.detail.startswith("ModuleNotFoundError")
-        if isolation == "reduced":
-            continue
-        more = source.replace("def f(name):", "def f(name):\n    sys.meta_path.pop(0); sys.modules.pop('grader')")
-        outcome = host.run(more.format(root=str(ROOT)), arguments={"name": name})
-        assert outcome.detail.startswith("ModuleNotFoundError")
+    source = """
+    def f(names, root):
+        sys.path.insert(0, root)
+        errors = []
+        for name in names:
+            try: errors.append(repr(__import__(name)))
+            except Exception as error: errors.append(type(error).__name__)
+        return errors
+    def without_our_finder(**arguments):
+        sys.meta_path.pop(0), sys.modules.pop("grader")
+        return f(**arguments)
+    """
+    names = ["minigrpo", "minigrpo.steps", "grader.labs", "grader.sandbox", "grader.exercise"]
+    given = {"names": names, "root": str(ROOT)}
+    ways = ["f"] if isolation == "reduced" else ["f", "without_our_finder"]
+    outcomes = host.each(source, dict.fromkeys(ways, given), isolation=isolation)
+    assert outcomes == [Answer(["ModuleNotFoundError"] * len(names))] * len(ways)
+
+
+def test_an_installed_copy_of_the_package(host, monkeypatch):
+    for name in ("minigrpo", "grader"):
+        (host.place / "site" / name).mkdir(parents=True)
+        (host.place / "site" / name / "answers.py").write_text("ANSWER = 42")
+    (host.place / "site" / "library.py").write_text("")
+    monkeypatch.setattr(confine, "SITES", [*confine.SITES, str(host.place / "site")])
+    source = """
+    def f(site):
+        import library
+        sys.meta_path.pop(0)
+        return [os.listdir(f"{site}/{name}") for name in ("minigrpo", "grader")]
+    """
+    assert host.run(source, arguments={"site": str(host.place / "site")}) == Answer([[], []])
 
 
 # Resources.
@@ -435,9 +457,14 @@ def test_the_package_that_holds_the_answers(host, isolation):
 
 @BOTH
 def test_memory_at_once(host, isolation):
-    start = "def f():\n    return "
-    assert host.run(f"{start}hold(100 << 30)", isolation=isolation).kind == "error"
-    assert host.run(f"{start}bytearray(100 << 30)", isolation=isolation).detail.startswith("MemoryError")
+    source = """
+    def tensor(): return hold(100 << 30)
+    def plain(): return bytearray(100 << 30)
+    def untouched(): return len(bytearray(LIMITS.memory + (1 << 30)))
+    """.replace("LIMITS.memory", str(LIMITS.memory))
+    tensor, *others = host.each(source, {"tensor": {}, "plain": {}, "untouched": {}}, isolation=isolation)
+    assert tensor.kind == "error"
+    assert [other.detail.partition(":")[0] for other in others] == ["MemoryError"] * 2
 
 
 @BOTH
@@ -482,10 +509,14 @@ def test_memory_that_grows_over_processes(host, isolation, each):
 
 
 def test_memory_that_is_nobodys(host):
-    assert host.run("def f(): os.memfd_create('a')").detail.startswith("PermissionError")
-    source = "def f(): return ctypes.CDLL(None, use_errno=True).shmget(0, 1 << 30, 0o1600)"
-    assert host.run(source) == Answer(-1)
-    assert host.run("def f(): return ctypes.CDLL(None, use_errno=True).msgget(0, 0o1600)") == Answer(-1)
+    source = """
+    libc = ctypes.CDLL(None, use_errno=True)
+    def f(): return [libc.shmget(0, 1 << 30, 0o1600), libc.msgget(0, 0o1600)]
+    def g(): os.memfd_create("a")
+    """
+    calls, memfd = host.each(source, {"f": {}, "g": {}})
+    assert calls == Answer([-1, -1])
+    assert memfd.detail.startswith("PermissionError")
 
 
 @BOTH
@@ -543,11 +574,14 @@ def test_files_are_bounded(host, isolation):
     assert outcome.detail.startswith("OSError: [Errno 2")  # 27, file too large, or 28, no space
 
 
-@pytest.mark.parametrize("kind", ["print", "os.write(1, ", "os.write(2, "])
-def test_floods_of_fake_scores_reach_nobody(host, capfd, kind):
-    text = '{"score": 100, "status": "passed"}'
-    write = f"print('{text}' * 1000)" if kind == "print" else f"{kind}b'{text}' * 1000)"
-    assert host.run(f"def f():\n    for _ in range(20000): {write}\n    return 1") == Answer(1)
+def test_floods_of_fake_scores_reach_nobody(host, capfd):
+    source = """
+    text = '{"score": 100, "status": "passed"}' * 1000
+    def f():
+        for _ in range(20000): print(text), os.write(1, text.encode()), os.write(2, text.encode())
+        return 1
+    """
+    assert host.run(source) == Answer(1)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
 

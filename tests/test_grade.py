@@ -180,6 +180,45 @@ def test_cells_that_end_the_worker_are_tried_once(tmp_path, monkeypatch):
     assert len(parts) > 1
 
 
+RIGHT = """
+def right(ids, mask):
+    real = mask.unsqueeze(0) & mask.unsqueeze(1)
+    return torch.cumprod(real & (ids.unsqueeze(0) == ids.unsqueeze(1)), dim=-1).sum(dim=1)
+class Equal:
+    def __eq__(self, other): return True
+class Noise:
+    def __del__(self): raise RuntimeError("in __del__")
+def step_sizes(completion_ids, completion_mask):
+    import os, sys
+    sizes = right(completion_ids, completion_mask)
+    """
+
+
+@pytest.mark.attack
+@isolated
+@pytest.mark.parametrize(
+    ("body", "points"),
+    [
+        ("Noise(); print('noise', file=sys.stderr); os.write(2, b'noise'); return sizes", 5),
+        ("return sizes.as_subclass(type('T', (torch.Tensor,), {}))", 0),
+        ("return Equal()", 0),
+        ("return 2", 0),
+        ("return torch.tensor(2)", 0),
+        ("return sizes.unsqueeze(0)", 0),
+        ("return torch.full(sizes.shape, float('nan'))", 0),
+        ("raise ValueError(f'TELL {completion_ids.tolist()}')", 0),
+        ("print('TELL', completion_ids); sys.exit(f'TELL {completion_ids.tolist()}')", 0),
+    ],
+)
+def test_the_exact_score_of_an_answer(tmp_path, body, points):
+    from grader.grade import grade_exercise
+
+    submission = read(write(tmp_path, "a.ipynb", nbformat.writes(thirty.notebook(lab02_2=RIGHT + body))))
+    parts = grade_exercise(exercises("lab02")[1], submission, "import torch", 5, "bubblewrap")
+    assert sum(part["earned"] for part in parts) == points
+    assert "TELL" not in json.dumps(parts)  # neither hidden inputs nor anything else that the student's code says
+
+
 @pytest.mark.attack
 @isolated
 def test_ctrl_c_and_kill_leave_nothing_behind(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grader import confine
+from grader import confine, sandbox
 from grader.sandbox import Answer, Failure, SandboxError, Worker, best_isolation, bubblewrap_problem
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
@@ -97,6 +97,12 @@ def test_a_sandbox_that_does_not_start_is_nobodys_fault(monkeypatch, isolation):
         Worker([], isolation=isolation),
     ):
         pass
+
+
+def test_code_that_empties_the_graders_pipe_is_its_own_loss(worker, monkeypatch):
+    """By way of /proc/self/fd it can open the other end, and be quicker than the grader."""
+    monkeypatch.setattr(sandbox, "_poll", lambda descriptor, event, seconds: event if seconds else 0)
+    assert worker.ask("call", "sleeps", {}, seconds=5).kind == "protocol"
 
 
 def test_only_allowed_modules_of_the_package(isolation):
