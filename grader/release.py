@@ -9,7 +9,17 @@ from pathlib import Path
 from minigrpo.files import write_bytes
 
 FOLDERS = ("minigrpo", "grader", "labs", "lessons", "docs")
-FILES = ("README.md", "LICENSE", "CITATION.cff", "Makefile", "pyproject.toml", "requirements.txt", ".gitignore")
+FILES = (
+    "README.md",
+    "LICENSE",
+    "CITATION.cff",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "pyproject.toml",
+    "requirements.txt",
+    ".gitignore",
+)
 LEFT_OUT = ("__pycache__", ".ipynb_checkpoints", "instructor.md")
 
 

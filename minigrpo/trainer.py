@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from minigrpo.checks import check_choice, check_loss_options, check_number
-from minigrpo.files import check_writable, write_json
+from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.losses import kl_k3, policy_loss, token_logps
 from minigrpo.objectives import OBJECTIVES, SCALES
 from minigrpo.policies import POLICIES, make_policy
@@ -156,6 +156,8 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
                     file.write(json.dumps(rows[-1]) + "\n")
     except KeyboardInterrupt:
         bar.close()
+        if log is not None:  # it may have come between a row and its line
+            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
         return TrainResult(policy, rows, finished=False)
     return TrainResult(policy, rows, finished=True)
 

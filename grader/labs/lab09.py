@@ -325,7 +325,7 @@ EXERCISES = (
 
 
 def one_run(base: str, seed: int) -> dict:
-    """Train an adapter as the lab says and evaluate it as the grader does, beside one of random numbers."""
+    """Train an adapter as the lab says and evaluate it as the grader does."""
     from grader import artifacts
     from minigrpo.llm.settings import Settings
     from minigrpo.llm.training import train
