@@ -214,7 +214,7 @@ def terms(way: str, samples: Samples, packed: object, costs: forward.Costs) -> l
 
 
 def fit(rows: list[dict]) -> dict[str, float]:
-    """ATTENTION, LAYER and BLOCK by least squares of the relative error of predicted seconds, with one speed for all."""
+    """ATTENTION, LAYER and BLOCK by least squares of the relative error of predicted seconds, one speed for all."""
     counts, seconds = [], []
     for row in rows:
         for way in FORWARDS:
