@@ -117,7 +117,9 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222;
   background: #fff; }
 table { border-collapse: collapse; width: 100%; } td { padding: .3rem .6rem; border-top: 1px solid #ccc;
-  vertical-align: top; } td:first-child { width: 1.5rem; } h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
+  vertical-align: top; } td:first-child { width: 1.5rem; }
+  td:nth-child(2) { width: 13rem; } td:last-child { width: 3rem; text-align: right; }
+h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
 .yes { color: #00695c; } .no { color: #a33b00; } blockquote { margin: .5rem 0; padding-left: 1rem;
   border-left: 3px solid #ccc; white-space: pre-wrap; } footer { margin-top: 2rem; color: #666; font-size: .85rem; }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818; } .yes { color: #6cd0bf; }
@@ -128,9 +130,11 @@ table { border-collapse: collapse; width: 100%; } td { padding: .3rem .6rem; bor
 def html_report(grade: Mapping, title: str) -> str:
     """One student's report, a page that stands alone; every text of a student's is escaped."""
     e = html.escape
+    unmarked = sum(row["points"] for row in grade["exercises"] if row["open"])
+    rest = f" so far; {unmarked} points are not marked yet" if unmarked else ""
     body = [
         f"<h1>{e(title)}</h1>",
-        f"<p>{e(grade['student'])}: <strong>{grade['earned']:g} of {grade['points']}</strong></p>",
+        f"<p>{e(grade['student'])}: <strong>{grade['earned']:g} of {grade['points']}</strong>{rest}</p>",
     ]
     if grade["problem"]:
         body.append(f"<p class='no'>Not graded: {e(grade['problem'])}</p>")

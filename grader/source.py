@@ -19,11 +19,11 @@ from nbformat import NotebookNode
 
 from grader.exercise import Artifact, Exercise
 from grader.labs import artifacts, exercises
+from grader.submission import WRITE_HERE
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 LOOKS_LIKE_MARKER = re.compile(r"\b(begin|start|end|stop)\W*solution", re.IGNORECASE)
 SHORTEST_SECRET = 20  # a solution's line of so many characters must not stand in labs/
-WRITE_HERE = "*Write your answer here.*"
 
 
 class SourceError(ValueError):

@@ -28,6 +28,7 @@ LARGEST_ZIP = 80 * MIB
 MOST_MEMBERS = 200  # of a zip
 MOST_CELLS = 1000  # of a notebook
 
+WRITE_HERE = "*Write your answer here.*"
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading a source may raise
 
 
@@ -54,7 +55,7 @@ class Submission:
     sha256: str  # of all the bytes that are graded
     exercises: Mapping[str, Cell]  # by exercise
     helpers: tuple[Cell, ...]  # imports and definitions in other cells
-    answers: Mapping[str, str]  # the written ones, by exercise
+    answers: Mapping[str, str]  # what was written under the questions, by exercise
     files: Mapping[str, bytes]  # what else the lab asks for
     problems: Mapping[str, str]  # why an exercise can't be graded, by exercise
 
@@ -193,7 +194,7 @@ def _cells(content: bytes) -> list[dict]:
 def _sort_cells(cells: list[dict], rows: Sequence[Mapping]) -> dict:
     """Find each exercise's cell: by its metadata, else by the name of its function."""
     code = {row["id"]: row["function"] for row in rows if row["kind"] == "code"}
-    written = {row["id"] for row in rows if row["kind"] == "written"}
+    written = {row["id"]: row["question"] for row in rows if row["kind"] == "written"}
     found: dict[str, list[Cell]] = {exercise: [] for exercise in code}
     answers: dict[str, str] = {}
     problems: dict[str, str] = {}
@@ -201,7 +202,8 @@ def _sort_cells(cells: list[dict], rows: Sequence[Mapping]) -> dict:
     for place, cell in enumerate(cells, start=1):
         exercise = cell["exercise"] if isinstance(cell["exercise"], str) else None
         if exercise in written and cell["type"] == "markdown":
-            answers[exercise] = cell["source"][:LARGEST_CELL]
+            answer = cell["source"][:LARGEST_CELL].removeprefix(written[exercise]).replace(WRITE_HERE, "").strip()
+            answers |= {exercise: answer} if answer else {}
         elif cell["type"] == "code":
             parsed = _parse(place, exercise if exercise in code else f"cell {place}", cell["source"])
             (found[exercise] if exercise in code else unclaimed).append(parsed)

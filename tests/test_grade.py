@@ -429,6 +429,13 @@ def test_submissions_of_one_name_are_refused(tmp_path):
         find_submissions(write(tmp_path, "empty/.hidden", "").parent)
 
 
+def test_a_written_answer_is_read_without_its_question(tmp_path):
+    made = thirty.stub()
+    cell_ = next(cell for cell in made.cells if cell.metadata.get("exercise") == "lab02.4")
+    cell_.source = cell_.source.replace("*Write your answer here.*", "They stay in one set.")
+    assert read(write(tmp_path, "a.ipynb", nbformat.writes(made))).answers == {"lab02.4": "They stay in one set."}
+
+
 # Marks by people, and exports
 
 
