@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grader.drivers import DRIVERS
+from grader.drivers import DRIVERS, NOT_FINITE
 
 Case = dict[str, Any]
 Judge = Callable[[Case, Any, Any], "str | None"]  # (arguments, expected, answer) → what is wrong, or None
@@ -66,7 +66,7 @@ def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer
 def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, where: str) -> str | None:
     if not isinstance(answer, (Tensor, np.ndarray)):
         kind = "torch.Tensor" if isinstance(expected, Tensor) else "numpy.ndarray"
-        if answer == "NaN or infinity":  # what a driver says for a tensor that can't travel
+        if answer == NOT_FINITE:
             return f"{where} holds {answer}"
         return f"{where} must be a {kind}, got {_brief(answer)}"
     want, got = torch.as_tensor(expected).detach(), torch.as_tensor(answer).detach()

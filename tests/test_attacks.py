@@ -252,7 +252,7 @@ VALUES = [
     "type('P', (), {'__reduce__': lambda self: (os.system, ('touch /tmp/TOKEN',))})()",
     "float('nan')",
     "float('inf')",
-    "torch.tensor([1.0, float('nan')])",
+    "[torch.tensor([1.0, float('nan')])]",
     "{1: 2}",
     "torch.zeros(1).expand(1 << 40)",
     "'a' * (1 << 22)",

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from grader.drivers import DRIVERS
-from grader.drivers.lab01 import NOT_FINITE
+from grader.drivers import DRIVERS, NOT_FINITE
 
 
 def run(driver, function, **arguments):
@@ -13,25 +12,26 @@ def run(driver, function, **arguments):
 
 def test_nan_and_infinity_become_a_word():
     broken = torch.tensor([1.0, float("nan")])
-    assert run("finite", lambda: broken) == NOT_FINITE
-    assert run("finite", lambda: broken.nan_to_num(posinf=1.0) / 0) == NOT_FINITE
+    assert run("call", lambda: broken) == NOT_FINITE
+    assert run("call", lambda: broken.nan_to_num(posinf=1.0) / 0) == NOT_FINITE
     assert run("each", lambda x: x, calls=[{"x": 2}, {"x": broken}]) == [2, NOT_FINITE]
 
 
 def test_a_loss_gets_nan_under_the_mask_and_keeps_its_arguments():
     x, mask = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False])
     arguments = {"x": x, "completion_mask": mask, "wrt": ["x"], "under_mask": ["x"]}
-    found = run("finite_loss", lambda x, completion_mask: (x[completion_mask] ** 2).sum(), **arguments)
+    found = run("loss_and_grads", lambda x, completion_mask: (x[completion_mask] ** 2).sum(), **arguments)
     assert found["loss"].item() == 5.0
     assert found["grads"]["x"].tolist() == [2.0, 4.0, 0.0]
-    assert run("finite_loss", lambda x, completion_mask: (x * completion_mask).sum(), **arguments)["loss"] == NOT_FINITE
+    found = run("loss_and_grads", lambda x, completion_mask: (x * completion_mask).sum(), **arguments)
+    assert found["loss"] == NOT_FINITE
     assert x.tolist() == [1.0, 2.0, 3.0]
     assert x.grad is None
 
 
 def test_a_loss_without_some_of_its_tensors_has_zero_gradient_there():
     x = torch.tensor([1.0, 2.0])
-    found = run("finite_loss", lambda x, y: x.sum(), x=x, y=x, wrt=["x", "y"])
+    found = run("loss_and_grads", lambda x, y: x.sum(), x=x, y=x, wrt=["x", "y"])
     assert found["grads"]["y"].tolist() == [0.0, 0.0]
 
 

@@ -7,23 +7,45 @@ A module here imports torch, numpy and gymnasium only, and may add to its own `D
 import importlib
 import pkgutil
 
+import torch
+
+LARGEST = 2**20  # entries
+NOT_FINITE = "NaN or infinity"  # stands for a tensor that holds one, since NaN does not travel
+
+
+def named(value):
+    """The value, or NOT_FINITE in the place of a tensor (one of an answer's size) that is not finite."""
+    small = isinstance(value, torch.Tensor) and value.numel() <= LARGEST
+    return NOT_FINITE if small and not value.isfinite().all() else value
+
 
 def call(namespace, function, arguments):
-    """namespace[function](**arguments)."""
-    return namespace[function](**arguments)
+    """namespace[function](**arguments), or NOT_FINITE."""
+    return named(namespace[function](**arguments))
+
+
+def each(namespace, function, arguments):
+    """The answers to arguments["calls"], each of them a dict of arguments: a single one could be guessed."""
+    return [call(namespace, function, one) for one in arguments["calls"]]
 
 
 def loss_and_grads(namespace, function, arguments):
-    """{"loss": the scalar, "grads": {name: ∂loss/∂name}} for the tensors that arguments["wrt"] names; 0 if unused."""
-    wrt, arguments = arguments["wrt"], {k: v for k, v in arguments.items() if k != "wrt"}
+    """{"loss": the scalar, "grads": {name: ∂loss/∂name}} for the tensors that arguments["wrt"] names; 0 if unused.
+
+    arguments["under_mask"] names tensors that get NaN where arguments["completion_mask"] is False.
+    """
+    arguments = dict(arguments)
+    wrt = arguments.pop("wrt")
+    for name in arguments.pop("under_mask", ()):
+        arguments[name] = arguments[name].masked_fill(~arguments["completion_mask"], float("nan"))
     leaves = {name: arguments[name].detach().clone().requires_grad_() for name in wrt}
     loss = namespace[function](**arguments | leaves)
     loss.backward()
-    grads = {name: leaf.new_zeros(leaf.shape) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
-    return {"loss": loss.detach(), "grads": grads}
+    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    return {"loss": named(loss.detach()), "grads": {name: named(grad) for name, grad in grads.items()}}
 
 
-DRIVERS = {"call": call, "loss_and_grads": loss_and_grads}
+DRIVERS = {"call": call, "each": each, "loss_and_grads": loss_and_grads}
 for _module in pkgutil.iter_modules(__path__):
     _more = importlib.import_module(f"{__name__}.{_module.name}").DRIVERS
     assert not DRIVERS.keys() & _more.keys(), f"{_module.name} takes the name of another driver"

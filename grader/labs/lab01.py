@@ -242,7 +242,6 @@ EXERCISES = (
         id="lab01.2",
         function="token_logps",
         reference=minigrpo.token_logps,
-        driver="finite",
         parts=(
             Part(
                 "random logits",
@@ -302,7 +301,7 @@ EXERCISES = (
         id="lab01.3",
         function="policy_loss",
         reference=policy_loss,
-        driver="finite_loss",
+        driver="loss_and_grads",
         judge=close(1e-6),
         parts=(
             Part(

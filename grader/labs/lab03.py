@@ -248,7 +248,6 @@ EXERCISES = (
         id="lab03.1",
         function="step_rewards",
         reference=minigrpo.process_rewards,
-        driver="finite",
         judge=conserved,
         parts=(
             Part(

@@ -283,7 +283,7 @@ EXERCISES = (
         id="lab04.1",
         function="prm_loss",
         reference=prm_loss,
-        driver="finite_loss",
+        driver="loss_and_grads",
         judge=close(1e-6),
         parts=(
             Part(

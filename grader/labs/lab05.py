@@ -845,7 +845,7 @@ EXERCISES = (
         id="lab05.6",
         function="broken_assumption",
         reference=broken_assumption,
-        driver="answer_all",
+        driver="each",
         judge=judge_names,
         parts=(
             Part(

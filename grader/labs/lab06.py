@@ -361,7 +361,7 @@ EXERCISES = (
         id="lab06.1",
         function="lambda_grpo_loss",
         reference=lambda_grpo_loss,
-        driver="loss_or_nan",
+        driver="loss_and_grads",
         parts=(
             Part(
                 "no KL term",
@@ -592,7 +592,7 @@ EXERCISES = (
         id="lab06.5",
         function="conclusion",
         reference=conclusion,
-        driver="answer_all",
+        driver="each",
         parts=(
             Part(
                 "six intervals",
