@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import nbformat
@@ -62,6 +63,13 @@ def test_the_solution_passes_on_seeds_that_nobody_has_seen(exercise, solved):
     for attempts in hidden(exercise, function, range(1000, 1003)).values():
         assert not [(f.wrong, f.error, f.case) for f in attempts if not f.passed][:1]
     assert public_report(exercise, function)[1]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.id)
+def test_a_check_answers_within_two_seconds(exercise, solved):
+    begin = time.process_time()  # of this process alone: a busy machine is not the check's fault
+    public_report(exercise, solved[exercise.id[:5]][exercise.function])
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.labs
