@@ -237,6 +237,7 @@ def test_ctrl_c_and_kill_leave_nothing_behind(tmp_path):
             env=os.environ | {"TMPDIR": str(stages)},
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
         )
         wait_for(lambda: list(stages.iterdir()) and (out / "auto" / "anna.json").exists())
         time.sleep(3)  # into the endless loop
