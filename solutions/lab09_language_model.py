@@ -148,14 +148,14 @@ plt.show()
 # | base | updates | prompts × group | learning rate | rank, alpha | tokens | evaluated on |
 # | --- | --- | --- | --- | --- | --- | --- |
 # | `tiny` | 60 | 8 × 8 | 1e-3 | 8, 16 | 16 | 200 |
-# | `smollm2-135m` | 12 | 4 × 8 | 5e-4 | 8, 16 | 16 | 60 |
+# | `smollm2-135m`, at temperature 0.7 | 12 | 4 × 8 | 2e-4 | 8, 16 | 16 | 60 |
 #
 # **Points** 1 for an adapter that the grader can read and that was trained (rank up to 64, float32, all linear layers
 # or some). 3 for at least **10 percentage points** more right answers than the base on fresh problems, greedily
 # decoded, at most 16 tokens. 2 for claims that hold: the accuracies in `metrics.jsonl`, before and after, on at least
 # 50 problems (`eval_size`), have to lie within 3.5 standard errors of what the grader finds.
-# `grader/thresholds/lab09.json` holds what the settings of `tiny` gave on many seeds; those of `smollm2-135m` are a
-# place to start from, not measured as often.
+# `grader/thresholds/lab09.json` holds what these settings gave: `tiny` gained 24 to 36 points over 32 seeds,
+# `smollm2-135m` 18 and 41 on the two that were run. On two cores it takes `smollm2-135m` some three minutes.
 
 # %%
 BASE = "tiny"  # or "smollm2-135m"
@@ -179,7 +179,8 @@ def train_adapter(base: str, task: str, device: str, run: Path, out: Path) -> No
     if base == "tiny":
         settings = Settings(**common, updates=60, learning_rate=1e-3, eval_size=200)
     else:
-        settings = Settings(**common, updates=12, prompts=4, learning_rate=5e-4, micro_batch=16, eval_size=60)
+        small = {"prompts": 4, "micro_batch": 16, "eval_size": 60}
+        settings = Settings(**common, **small, updates=12, learning_rate=2e-4, temperature=0.7)
     train(settings, run, progress=False)
     artifacts.save_adapter(run, out)
     ### END SOLUTION

@@ -24,7 +24,14 @@ from minigrpo.files import write_json
 THRESHOLDS = Path(__file__).parents[1] / "thresholds" / "lab09.json"
 RECIPES = {  # what the lab tells students to start from
     "tiny": {"updates": 60, "prompts": 8, "group_size": 8, "learning_rate": 1e-3, "eval_size": 200},
-    "smollm2-135m": {"updates": 12, "prompts": 4, "group_size": 8, "learning_rate": 5e-4, "eval_size": 60},
+    "smollm2-135m": {
+        "updates": 12,
+        "prompts": 4,
+        "group_size": 8,
+        "learning_rate": 2e-4,
+        "temperature": 0.7,
+        "eval_size": 60,
+    },
 }
 
 
