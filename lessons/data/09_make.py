@@ -3,8 +3,10 @@
 The four folders hold runs of the following commands; docs/results.md has the first three, and what came of them.
 
     TINY     python -m minigrpo llm compare --updates 400 --eval-every 10 --learning-rates 0.00005 --seeds 5 --out TINY
-    LAPTOP   python -m minigrpo llm compare --preset laptop --seeds 5 --out LAPTOP
-    OVERLAP  python -m minigrpo llm compare --preset laptop --seeds 5 --group-size 16 --temperature 0.7 --out OVERLAP
+    LAPTOP   python -m minigrpo llm compare --preset laptop --updates 12 --max-new-tokens 16 --temperature 1
+             --micro-batch 8 --eval-every 4 --seeds 5 --out LAPTOP
+    OVERLAP  python -m minigrpo llm compare --preset laptop --updates 12 --max-new-tokens 16 --temperature 0.7
+             --micro-batch 8 --eval-every 4 --seeds 5 --group-size 16 --out OVERLAP
     FAILED   python -m minigrpo llm train --eval-every 10 --out FAILED/healthy
              python -m minigrpo llm train --eval-every 10 --learning-rate 0.003 --out FAILED/rate
              python -m minigrpo llm train --eval-every 10 --temperature 0.1 --out FAILED/cold
