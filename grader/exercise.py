@@ -131,7 +131,6 @@ class Exercise:
     driver: str = "call"  # one of grader.drivers.DRIVERS
     judge: Judge = close()
     seconds: float = 10.0  # for one case
-    allow: tuple[str, ...] = ()  # modules of minigrpo that the worker may import; none unless named
 
     @property
     def points(self) -> int:

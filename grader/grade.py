@@ -103,7 +103,7 @@ def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed:
             attempts: list[Attempt] = []
             for index in range(part.draws):
                 if worker is None or (worker.loaded and not worker.alive):  # cells that end it would do so again
-                    worker = Worker(cells, setup=setup, isolation=isolation, allow=exercise.allow)
+                    worker = Worker(cells, setup=setup, isolation=isolation)
                     workers.enter_context(worker)
                 case = exercise.case(part, seed, index)
                 answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)

@@ -70,14 +70,14 @@ class Worker:
     """A sandboxed process that holds one submission's cells and answers for them; not `alive` once it had to be ended.
 
     cells: (label, source) in the order in which they run, in one namespace, after `setup`. A cell that raises does not
-    stop the next; `cell_errors` says which did. `allow` names modules of minigrpo that the code may import.
+    stop the next; `cell_errors` says which did.
     """
 
-    def __init__(self, cells, *, isolation: str, setup: str = "", limits: Limits = Limits(), allow=()):
+    def __init__(self, cells, *, isolation: str, setup: str = "", limits: Limits = Limits()):
         if isolation not in ("bubblewrap", "reduced"):
             raise ValueError(f'isolation: got {isolation!r}, expected "bubblewrap" or "reduced"')
         self._cells = [["setup", setup], *map(list, cells)]
-        self._isolation, self._limits, self._allow = isolation, limits, allow
+        self._isolation, self._limits = isolation, limits
         self._failure: Failure | None = None  # what ended the worker
         self.cell_errors: list[str] = []
         self.loaded = False  # the cells ran to their end, raising or not
@@ -155,7 +155,7 @@ class Worker:
         stage = tempfile.mkdtemp(prefix="minigrpo-worker-")
         stack.callback(shutil.rmtree, stage, ignore_errors=True)
         user = confine.USERS[next(_TURN) % len(confine.USERS)] if os.getuid() == 0 else None
-        home = confine.fill(Path(stage), self._allow, user)
+        home = confine.fill(Path(stage), user)
         bare = self._isolation == "reduced"
         ours, self._requests = os.pipe()
         self._answers, theirs = os.pipe()
