@@ -26,8 +26,8 @@ demo: .venv/.installed ## set up, then the tour: tree, theorem, table, curves (h
 notebooks: .venv/.installed ## set up, then open lessons and labs in Jupyter
 	$(VENV_PY) -m jupyter lab $(ARGS)
 
-test: .venv/.installed-dev ## set up, then the tests
-	$(VENV_PY) -m pytest $(ARGS)
+test: .venv/.installed-dev ## set up, then the tests, in a process a core (4 at most)
+	$(VENV_PY) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-trl: test-trl-oldest test-trl-newest ## test against the oldest and the newest TRL we claim
 
