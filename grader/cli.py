@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from grader.feedback import check_folder, final_grades, headings, left_out, rubrics, write_manual, write_run
-from grader.grade import grade_folder, grade_submission, load_manifest
+from grader.feedback import check_folder, final_grades, left_out, rubrics, set_mark, write_manual, write_run
+from grader.grade import grade_folder, grade_submission, load_manifest, readable
 from grader.submission import SubmissionError, read_submission
 from minigrpo.files import check_writable, write_json, write_text
 
@@ -77,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("gradescope", run_gradescope, "grade one submission inside Gradescope's container")
     sub.add_argument("submission", type=Path, help="/autograder/submission")
     _grading_options(sub)
+
+    sub = command("mark", run_mark, "mark one written question for the whole class, in the terminal")
+    sub.add_argument("grades", type=Path, help="the folder that grade wrote")
+    sub.add_argument("exercise", help="as in lab02.4")
 
     sub = command("export", run_export, "write grades, a person's marks included, for another system")
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
@@ -184,8 +188,9 @@ def run_grade(arguments: argparse.Namespace) -> int:
     )
     results = list(results)  # all of them, before a form that can't be read ends the command
     write_run(arguments.out, results)
+    texts = rubrics(SOLUTIONS, arguments.lab)
     for result in results:
-        write_manual(result, entry, arguments.out, rubrics(SOLUTIONS, arguments.lab))
+        write_manual(result, entry, arguments.out, texts)
     for grade in final_grades(arguments.out):
         rest = f"not graded: {grade['problem']}" if grade["problem"] else _open(grade)
         print(f"{grade['student']:24} {grade['earned']:5g} of {grade['points']}  {rest}")
@@ -198,6 +203,45 @@ def _open(grade: dict) -> str:
     unmarked = [row["id"] for row in grade["exercises"] if row["open"]]
     stale = "marks for an earlier submission, look again" if grade["stale"] else ""
     return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
+
+
+def run_mark(arguments: argparse.Namespace) -> int:
+    """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
+    grades = final_grades(arguments.grades)
+    entry, texts = _entry(grades[0]["lab"]), rubrics(SOLUTIONS, grades[0]["lab"])
+    lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
+    if arguments.exercise not in lab:
+        raise ValueError(f"exercise must be one of {', '.join(lab)}, got {arguments.exercise!r}")
+    question = lab[arguments.exercise]
+    at = [row["id"] for row in grades[0]["exercises"]].index(arguments.exercise)
+    waiting = [grade for grade in grades if grade["exercises"][at]["open"] or grade["exercises"][at]["stale"]]
+    print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}")
+    try:
+        for number, grade in enumerate(waiting, start=1):
+            row = grade["exercises"][at]
+            before = f", {row['earned']:g} point{'s' * (row['earned'] != 1)} before" if row["stale"] else ""
+            print(f"\n[{number} of {len(waiting)}] {grade['student']}{before}\n\n{readable(row['answer'] or '')}\n")
+            if (points := _ask_points(question["points"])) is not None:
+                comment = input("comment: ").strip()
+                write_manual(grade, entry, arguments.grades, texts)  # where `grade` was stopped before it wrote them
+                set_mark(grade, arguments.exercise, points, comment, arguments.grades)
+    except EOFError:
+        print()
+    return 0
+
+
+def _ask_points(most: int) -> float | None:
+    """A number of points from the keyboard, None for an empty line."""
+    while True:
+        said = input(f"points, 0 to {most} (Enter: later): ").strip()
+        if not said:
+            return None
+        try:
+            points = float(said)
+        except ValueError:
+            continue
+        if 0 <= points <= most:
+            return int(points) if points.is_integer() else points
 
 
 def _left_out(out: Path) -> list[str]:
@@ -253,6 +297,7 @@ def _extra(lab: str) -> list[str]:
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the final grades in another system's format."""
     from grader import exports
+    from grader.report import headings
 
     grades = final_grades(arguments.grades)
     out = arguments.out or arguments.grades / "export" / arguments.format

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from grader.feedback import feedback_lines, html_report, said
+from grader.feedback import feedback_lines, said
+from grader.report import html_report
 from grader.roster import Keys, Roster, cell, csv_text, match, read_roster
 from minigrpo.files import write_json, write_text
 

@@ -1,4 +1,4 @@
-"""What people add to a grade, and the report a student reads.
+"""What people add to a grade, and what is said of it.
 
 The grader writes auto/<student>.json and nobody else does; people write manual/<student>.yaml. A grade is the two
 merged: a person's mark wins. Where a student hands in again, the form is written anew: the new answers beside the marks
@@ -7,7 +7,6 @@ that were given, with a line at each that has to be looked at again; the earlier
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,33 +20,27 @@ from grader.source import BEGIN, END
 from minigrpo.files import write_json, write_text
 
 LOOK_AGAIN = "this mark was given for an earlier submission; change it or not, and delete this line"
+TEXTS = ("question", "rubric", "answer")  # of a written question, in its form
+MARKS = ("points", "delta", "comment")  # what a person gives
 
 
 class _Block(str):
     """A text that a form shows line by line."""
 
 
-class _Form(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):
     """YAML as people like to fill it in: texts as blocks, an empty place where a value is missing."""
 
 
-_Form.add_representer(_Block, lambda form, text: form.represent_scalar("tag:yaml.org,2002:str", str(text), style="|"))
-_Form.add_representer(type(None), lambda form, _: form.represent_scalar("tag:yaml.org,2002:null", ""))
-
-
-def _block(text: str | None) -> _Block | None:
-    """A text as YAML can show it in a block: no tabs, no control characters, no spaces at the end of a line."""
-    if not text:
-        return None
-    lines = readable(text).expandtabs(4).replace("\ufeff", "").splitlines()
-    return _Block("\n".join(line.rstrip() for line in lines))
+_Dumper.add_representer(_Block, lambda form, text: form.represent_scalar("tag:yaml.org,2002:str", str(text), style="|"))
+_Dumper.add_representer(type(None), lambda form, _: form.represent_scalar("tag:yaml.org,2002:null", ""))
 
 
 def write_manual(result: Mapping, entry: Mapping, out: Path, rubrics: Mapping[str, str] | None = None) -> None:
     """Write the form for a person's marks, where there is none yet or it shows an earlier submission.
 
-    It holds each written question with its answer; where the grader failed, every exercise. A form that names no
-    submission, as a person writes one, becomes that of the present one.
+    It holds each written question with its answer; where the grader failed, every exercise. Marks that were given stay.
+    A form that names no submission, as a person writes one, becomes that of the present one.
     """
     path = out / "manual" / f"{result['student']}.yaml"
     failed = bool(result.get("failed"))
@@ -59,36 +52,55 @@ def write_manual(result: Mapping, entry: Mapping, out: Path, rubrics: Mapping[st
     questions = {row["id"]: row["question"] for row in entry["exercises"] if row["kind"] == "written"}
     forms: dict[str, dict] = {}
     for row in result["exercises"]:
-        mark = {"out_of": row["points"], "points": None, "comment": None}
+        places = {"out_of": row["points"], "points": None, "comment": None}
         if row["id"] in questions:
-            texts = {
-                "question": questions[row["id"]],
-                "rubric": (rubrics or {}).get(row["id"]),
-                "answer": row["answer"],
-            }
-            forms[row["id"]] = {name: _block(text) for name, text in texts.items()} | mark
+            texts = (questions[row["id"]], (rubrics or {}).get(row["id"]), row["answer"])
+            forms[row["id"]] = {name: _block(text) for name, text in zip(TEXTS, texts, strict=True)} | places
         elif failed:
-            forms[row["id"]] = mark
+            forms[row["id"]] = places
     for exercise, mark in marks.get("exercises", {}).items():
-        given = {key: mark[key] for key in ("points", "delta", "comment") if mark.get(key) is not None}
-        form = forms.setdefault(exercise, {}) if given else {}
-        same = exercise in questions and form.get("answer") == mark.get("answer")
-        if given.keys() & {"points", "delta"} and (mark.get("look_again") or not (same or "submission" not in marks)):
-            given["look_again"] = LOOK_AGAIN
-        form |= given
+        if given := {key: mark[key] for key in MARKS if mark.get(key) is not None}:
+            form = forms.setdefault(exercise, {})
+            same = "answer" in form and form["answer"] == mark.get("answer")
+            if (marked(mark) and "submission" in marks and not same) or mark.get("look_again"):
+                given["look_again"] = LOOK_AGAIN
+            form |= given
     if marks:
-        earlier = str(marks.get("submission") or "own")[:8]
-        write_text(out / "manual" / "earlier" / f"{result['student']}-{earlier}.yaml", path.read_text(encoding="utf-8"))
-    write_text(path, _form(result, forms))
+        earlier = f"{result['student']}-{str(marks.get('submission') or 'own')[:8]}.yaml"
+        write_text(out / "manual" / "earlier" / earlier, path.read_text(encoding="utf-8"))
+    _write_form(path, result, {"submission": result["sha256"], "exercises": forms})
 
 
-def _form(result: Mapping, exercises: Mapping) -> str:
+def set_mark(grade: Mapping, exercise: str, points: float, comment: str, out: Path) -> None:
+    """Write one mark into a student's form, which is there. Comments after # in it are not kept."""
+    marks = read_manual(out, grade["student"])
+    form = marks["exercises"].setdefault(exercise, {})
+    form |= {"points": points, "comment": comment or form.get("comment")}
+    form.pop("look_again", None)
+    for other in marks["exercises"].values():
+        other |= {name: _block(other[name]) for name in TEXTS if name in other}
+    _write_form(out / "manual" / f"{grade['student']}.yaml", grade, marks)
+
+
+def marked(mark: Mapping) -> bool:
+    """Whether a person's entry changes what is earned."""
+    return mark.get("points") is not None or bool(mark.get("delta"))
+
+
+def _write_form(path: Path, result: Mapping, form: Mapping) -> None:
     head = (
         f"# {result['lab']}, {result['student']}: a person's marks. `points` of a written answer; for graded code,\n"
         "# `points` or a `delta` to add. What stands here wins.\n"
     )
-    form = {"submission": result["sha256"], "exercises": dict(exercises)}
-    return head + yaml.dump(form, Dumper=_Form, sort_keys=False, allow_unicode=True, width=120)
+    write_text(path, head + yaml.dump(form, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _block(text: str | None) -> _Block | None:
+    """A text as YAML can show it in a block: no tabs, no control characters, no spaces at the end of a line."""
+    if not text:
+        return None
+    lines = readable(text).expandtabs(4).replace("\ufeff", "").splitlines()
+    return _Block("\n".join(line.rstrip() for line in lines))
 
 
 def rubrics(solutions: Path, lab: str) -> dict[str, str]:
@@ -128,13 +140,14 @@ def read_manual(out: Path, student: str) -> dict:
 def merge(result: Mapping, marks: Mapping) -> dict:
     """Merge the grader's result and a person's marks into the final grade.
 
-    Returns: the result with `earned` final, and for each exercise `comment`, `by` ("grader" or "person") and `open`
-        (a written answer without a mark); `stale` says that marks were given for another submission, `ungraded` that
-        the grader failed and that nobody has marked all of it by hand.
+    Returns: the result with `earned` final, and for each exercise `comment`, `by` ("grader" or "person"), `open` (a
+        written answer without a mark) and `stale` (its mark was given for another submission); `stale` where one is,
+        `ungraded` where the grader failed and nobody has marked all of it by hand.
     Raises: ValueError for a mark for an exercise that the lab does not have, or outside 0 … its points.
     """
     given = dict(marks.get("exercises", {}))
-    rows, again = [], "submission" in marks and marks["submission"] != result["sha256"]
+    other = "submission" in marks and marks["submission"] != result["sha256"]
+    rows = []
     for row in result["exercises"]:
         mark = given.pop(row["id"], {})
         points, delta = mark.get("points"), mark.get("delta")
@@ -143,20 +156,26 @@ def merge(result: Mapping, marks: Mapping) -> dict:
             raise ValueError(
                 f"{result['student']}: {row['id']} can earn 0 to {row['points']} points, marked {earned:g}"
             )
-        by = "person" if points is not None or delta else "grader"
-        again = again or (by == "person" and bool(mark.get("look_again")))
-        unmarked = bool(row["answer"]) and row["kind"] == "written" and points is None and not result["problem"]
-        rows.append({**row, "earned": earned, "comment": str(mark.get("comment") or ""), "by": by, "open": unmarked})
+        rows.append(
+            {
+                **row,
+                "earned": earned,
+                "comment": str(mark.get("comment") or ""),
+                "by": "person" if marked(mark) else "grader",
+                "open": row["kind"] == "written" and bool(row["answer"]) and points is None and not result["problem"],
+                "stale": marked(mark) and (other or bool(mark.get("look_again"))),
+            }
+        )
     if given:
         raise ValueError(f"{result['student']}: {result['lab']} has no exercise {', '.join(map(str, given))}")
-    by_hand = [row["by"] == "person" for row in rows]
-    problem = None if rows and all(by_hand) else result["problem"]
+    by_hand = bool(rows) and all(row["by"] == "person" for row in rows)
+    problem = None if by_hand else result["problem"]
     return {
         **result,
         "exercises": rows,
         "problem": problem,
         "earned": sum(row["earned"] for row in rows),
-        "stale": again and any(by_hand),
+        "stale": any(row["stale"] for row in rows),
         "ungraded": bool(result.get("failed") and problem),
     }
 
@@ -249,61 +268,3 @@ def feedback_lines(grade: Mapping) -> list[str]:
 
 def mark(part: Mapping) -> str:
     return "✓" if part["passed"] else "✗"
-
-
-def headings(notebook: Path) -> dict[str, str]:
-    """The heading under which each exercise stands in a lab's notebook, without its number."""
-    found, heading = {}, ""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if exercise := cell["metadata"].get("exercise"):
-            found[exercise] = heading
-        elif cell["cell_type"] == "markdown" and (titles := re.findall(r"(?m)^## (?:\d+ · )?(.+)", source)):
-            heading = titles[-1].replace("`", "").replace("\\|", "|")
-    return found
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222;
-  background: #fff; }
-table { border-collapse: collapse; width: 100%; } td { padding: .3rem .6rem; border-top: 1px solid #ccc;
-  vertical-align: top; } td:first-child { width: 1.5rem; }
-  td:nth-child(2) { width: 13rem; } td:last-child { width: 3rem; text-align: right; }
-h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
-.yes { color: #00695c; } .no { color: #a33b00; } blockquote { margin: .5rem 0; padding-left: 1rem;
-  border-left: 3px solid #ccc; white-space: pre-wrap; } footer { margin-top: 2rem; color: #666; font-size: .85rem; }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818; } .yes { color: #6cd0bf; }
-  .no { color: #ffab7a; } footer { color: #aaa; } td { border-color: #444; } }
-"""
-
-
-def html_report(grade: Mapping, entry: Mapping, titles: Mapping[str, str]) -> str:
-    """One student's report, a page that stands alone; every text of a student's is escaped.
-
-    Args: entry: the lab in the manifest; titles: the heading of each exercise.
-    """
-    e, title = html.escape, entry["title"]
-    questions = {row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**") for row in entry["exercises"]}
-    unmarked = sum(row["points"] for row in grade["exercises"] if row["open"])
-    rest = f" so far; {unmarked} points are not marked yet" if unmarked else ""
-    total = "no grade yet" if grade["ungraded"] else f"{grade['earned']:g} of {grade['points']}"
-    body = [f"<h1>{e(title)}</h1>", f"<p>{e(grade['student'])}: <strong>{total}</strong>{rest}</p>"]
-    if grade["problem"]:
-        body.append(f"<p class='no'>Not graded: {e(grade['problem'])}</p>")
-    for row in [] if grade["problem"] else grade["exercises"]:
-        name = " · ".join(text for text in (row["id"], titles.get(row["id"])) if text)
-        body.append(f"<h2>{e(name)}: {e(score(row))}</h2>")
-        cells = [
-            f"<tr><td class='{'yes' if part['passed'] else 'no'}'>{mark(part)}</td><td>{e(part['name'])}</td>"
-            f"<td>{e(text)}</td><td>{part['earned']:g}/{part['points']}</td></tr>"
-            for part, text in zip(row["parts"], said_once(row["parts"]), strict=True)
-        ]
-        body += [f"<table>{''.join(cells)}</table>"] if cells else []
-        body += [f"<p>{e(questions[row['id']].strip())}</p>"] if questions.get(row["id"]) else []
-        body += [f"<blockquote>{e(row['answer'])}</blockquote>"] if row["answer"] else []
-        body += [f"<p><b>{e(row['comment'])}</b></p>"] if row["comment"] else []
-    footer = f"isolation: {grade['isolation']} · submission {grade['sha256'][:12] or 'unreadable'}"  # and no seed
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>{e(title)}</title><style>{STYLE}</style><body>{''.join(body)}<footer>{e(footer)}</footer></body></html>\n"
-    )

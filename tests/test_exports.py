@@ -13,8 +13,9 @@ import yaml
 
 from grader.cli import main
 from grader.exports import CANVAS_KEYS, MOODLE_KEYS, moodle_columns
-from grader.feedback import final_grades, headings, html_report, merge, read_manual, rubrics, write_manual, write_run
+from grader.feedback import final_grades, merge, read_manual, rubrics, write_manual, write_run
 from grader.grade import NAMED, _kind, load_manifest, readable, student_name
+from grader.report import headings, html_report
 from grader.roster import cell, find, read_roster
 from grader.sandbox import Failure
 from minigrpo.files import write_json, write_text
@@ -243,7 +244,8 @@ SHEETS = {
     'Teilnehmer/in43,Bo Berg,bo@example.org,Abgegeben,G,,"16,00",Ja,-,-,\n',
     "French": "Identifiant;Nom complet;Adresse de courriel;Statut;Note;Note maximale;La note peut être modifiée;"
     "Dernière modification (note);Feedback par commentaires\n"
-    "Participant 42;Anna Lee;al@example.org;Remis;;16,00;Oui;-;\nParticipant 43;Bo Berg;bo@example.org;Remis;;16,00;Oui;-;\n",
+    "Participant 42;Anna Lee;al@example.org;Remis;;16,00;Oui;-;\n"
+    "Participant 43;Bo Berg;bo@example.org;Remis;;16,00;Oui;-;\n",
     "blind": "Identifier,Status,Grade,Maximum Grade,Grade can be changed,Feedback comments\n"
     "Participant 42,Submitted,,16.00,Yes,\nParticipant 43,Submitted,,16.00,Yes,\n",
     "German, blind": "ID\tStatus\tBewertung\tBestwertung\tBewertung kann geändert werden\tFeedback als Kommentar\n"
@@ -280,9 +282,8 @@ def test_a_worksheet_whose_columns_can_not_be_told_apart_is_refused(tmp_path):
     "text", ["Student;ID\nLee, Anna;101\n", '\ufeffStudent\tID\n"Lee, Anna"\t101\n', 'Student,ID\n"Lee, Anna",101\n']
 )
 def test_a_roster_is_read_whatever_separates_its_cells(tmp_path, text):
-    assert read_roster(table(tmp_path / "r.csv", text), ("Student", "ID")).rows == [
-        {"Student": "Lee, Anna", "ID": "101"}
-    ]
+    found = read_roster(table(tmp_path / "r.csv", text), ("Student", "ID"))
+    assert found.rows == [{"Student": "Lee, Anna", "ID": "101"}]
 
 
 @pytest.mark.parametrize(
@@ -379,10 +380,9 @@ def test_whatever_a_student_writes_is_shown_as_a_block_and_read_back(tmp_path, a
     text = (tmp_path / "manual" / "anna.yaml").read_text("utf-8")
     assert "    answer: |" in text
     shown = form_of(tmp_path)["exercises"]["lab02.4"]["answer"]
-    assert [line.strip() for line in shown.split("\n")] == [
-        line.strip() for line in readable(answer).replace("\ufeff", "").splitlines()
-    ]
-    assert "\x9b" not in text and "\x1b" not in text
+    written = readable(answer).replace("\ufeff", "").splitlines()
+    assert [line.rstrip() for line in shown.split("\n")] == [line.rstrip() for line in written]
+    assert not {"\x9b", "\x1b"} & set(text)
 
 
 def test_an_unanswered_question_waits_for_no_mark(tmp_path, capsys):
@@ -436,6 +436,41 @@ def test_a_form_that_is_no_utf_8_is_named(tmp_path):
     (tmp_path / "manual" / "anna.yaml").write_bytes("exercises: {} # très".encode("latin-1"))
     with pytest.raises(ValueError, match="anna.yaml is not in UTF-8"):
         read_manual(tmp_path, "anna")
+
+
+def test_one_question_is_marked_for_the_whole_class(tmp_path, monkeypatch, capsys):
+    class_ = [made("anna"), made("boris", answers=(None, "x")), made("chen", answers=("\x1b[2J", "y")), made("dora")]
+    graded(tmp_path, *class_)
+    for result in class_[:3]:  # and none of dora's: `grade` was stopped
+        write_manual(result, ENTRY, tmp_path, RUBRICS)
+    given = iter(["3", "two", "1", "half: right", "", "2", "", EOFError])
+
+    def answer(prompt: str) -> str:
+        if (said := next(given)) is EOFError:
+            raise EOFError
+        return said
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["mark", str(tmp_path), "lab02.4"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Two completions of a group are identical.") == 1
+    assert said.count("*Rubric.* 1 point: one leaf with two members") == 1
+    assert "boris" not in said
+    assert "\x1b" not in said
+    marks = {result["student"]: read_manual(tmp_path, result["student"])["exercises"]["lab02.4"] for result in class_}
+    assert [mark["points"] for mark in marks.values()] == [1, None, None, 2]
+    assert marks["anna"]["comment"] == "half: right"
+    assert "    answer: |-\n      One set.\n" in (tmp_path / "manual" / "anna.yaml").read_text("utf-8")
+    write_json(tmp_path / "auto" / "anna.json", anna := made("anna", sha256="s2", answers=("New.", "z")))
+    write_manual(anna, ENTRY, tmp_path, RUBRICS)
+    given = iter(["2.5", "2", "", EOFError])
+    assert main(["mark", str(tmp_path), "lab02.4"]) == 0
+    assert "anna, 1 point before" in capsys.readouterr().out
+    merged = merge(anna, read_manual(tmp_path, "anna"))
+    assert (merged["earned"], merged["stale"]) == (11, False)
+    assert merged["exercises"][3]["comment"] == "half: right"
+    assert main(["mark", str(tmp_path), "lab02.1"]) == 2
+    assert "lab02.4, lab02.5, got 'lab02.1'" in capsys.readouterr().err
 
 
 # Pages, and what is said
@@ -496,6 +531,21 @@ def test_the_type_of_an_exception_is_named_from_a_closed_list(failure, cells, ki
 def test_what_students_write_steers_no_terminal():
     assert readable("a\r\nb\rc\td\x9b2J\x1b[0m\ud800") == "a\nb\nc\td_2J_[0m_"
     assert readable("e\u0301 漢\u200d字\xa0") == "e\u0301 漢\u200d字\xa0"
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_text(tmp_path / "anna.json", "old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # as a full disk: writing fails, without a name
+    try:
+        with pytest.raises(OSError, match="anna.json") as raised:
+            write_text(tmp_path / "anna.json", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.errno
+    assert [path.name for path in tmp_path.iterdir()] == ["anna.json"]
+    assert (tmp_path / "anna.json").read_text() == "old"
 
 
 def test_a_terminal_without_a_students_letters_shows_the_others(tmp_path, monkeypatch):
