@@ -122,7 +122,8 @@ def read_manual(out: Path, student: str) -> dict:
     if not path.exists():
         return {}
     try:
-        marks = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        marks, as_written = yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -134,6 +135,8 @@ def read_manual(out: Path, student: str) -> dict:
             value = mark.get(key) if isinstance(mark, dict) else ""
             if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
                 raise ValueError(f"{path}: {key} of {exercise} must be a number, got {value!r}")
+        if mark.get("comment") is not None:  # "yes" is a comment, not true
+            mark["comment"] = as_written["exercises"].get(exercise, mark)["comment"]
     return marks
 
 

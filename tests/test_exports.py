@@ -431,6 +431,14 @@ def test_a_form_that_a_person_wrote_becomes_that_of_the_present_submission(tmp_p
     assert merge(made(sha256="s2"), read_manual(tmp_path, "anna"))["stale"]
 
 
+@pytest.mark.parametrize("comment", ["yes", "2026-11-26", "1.50", "null and void", "good: but", "~ fine"])
+def test_a_comment_is_what_a_person_wrote(tmp_path, comment):
+    quoted = f"'{comment}'" if ":" in comment else comment
+    text = f"submission: s1\nexercises:\n  lab02.4:\n    points: 1\n    comment: {quoted}\n"
+    write_text(tmp_path / "manual" / "anna.yaml", text)
+    assert merge(made(), read_manual(tmp_path, "anna"))["exercises"][3]["comment"] == comment
+
+
 def test_a_form_that_is_no_utf_8_is_named(tmp_path):
     write_text(tmp_path / "manual" / "anna.yaml", "")
     (tmp_path / "manual" / "anna.yaml").write_bytes("exercises: {} # très".encode("latin-1"))
