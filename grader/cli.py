@@ -211,11 +211,12 @@ def run_mark(arguments: argparse.Namespace) -> int:
     entry, texts = _entry(grades[0]["lab"]), rubrics(SOLUTIONS, grades[0]["lab"])
     lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
     if arguments.exercise not in lab:
-        raise ValueError(f"exercise must be one of {', '.join(lab)}, got {arguments.exercise!r}")
+        has = ", ".join(lab) or "none"
+        raise ValueError(f"{grades[0]['lab']} has no written question {arguments.exercise!r}, it has {has}")
     question = lab[arguments.exercise]
     at = [row["id"] for row in grades[0]["exercises"]].index(arguments.exercise)
     waiting = [grade for grade in grades if grade["exercises"][at]["open"] or grade["exercises"][at]["stale"]]
-    print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}")
+    print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
     try:
         for number, grade in enumerate(waiting, start=1):
             row = grade["exercises"][at]

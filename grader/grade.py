@@ -69,7 +69,10 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
     rows = []
     for row in entry["exercises"]:
         if row["id"] in submission.problems and row["kind"] == "code":
-            parts = [_part(part, False, {"feedback": submission.problems[row["id"]]}) for part in code[row["id"]].parts]
+            parts = [
+                _part(part, False, {"feedback": printable(submission.problems[row["id"]])})
+                for part in code[row["id"]].parts
+            ]
         elif row["kind"] == "code":
             parts = grade_exercise(code[row["id"]], submission, entry["setup"], seed, isolation)
         elif row["kind"] == "artifact":

@@ -61,7 +61,9 @@ def read_roster(path: Path, needed: Iterable[str] = ()) -> Roster:
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel writes the list separator of its country
         reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restval="")
         rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8: save it as a CSV in UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise ValueError(f"{path} can't be read as a CSV: {error}") from error
     header = list(reader.fieldnames or ())
     if missing := [name for name in needed if name not in header]:

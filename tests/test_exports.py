@@ -8,16 +8,18 @@ import json
 import unicodedata
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
 from grader.cli import main
 from grader.exports import CANVAS_KEYS, MOODLE_KEYS, moodle_columns
 from grader.feedback import final_grades, merge, read_manual, rubrics, write_manual, write_run
-from grader.grade import NAMED, _kind, load_manifest, readable, student_name
+from grader.grade import NAMED, _kind, grade_submission, load_manifest, readable, student_name
 from grader.report import headings, html_report
 from grader.roster import cell, find, read_roster
 from grader.sandbox import Failure
+from grader.submission import read_submission
 from minigrpo.files import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -291,7 +293,8 @@ def test_a_roster_is_read_whatever_separates_its_cells(tmp_path, text):
     [
         (b"Student,ID\n", "holds none"),
         (b"", "lacks Student, ID"),
-        (b"Student,ID\nJos\xe9,1\n", "can't be read as a CSV"),
+        (b"Student,ID\nJos\xe9,1\n", "is not in UTF-8"),
+        (b'Student,ID\n"' + b"x" * 200_000, "can't be read as a CSV"),
     ],
 )
 def test_what_is_no_roster_is_refused_in_a_sentence(tmp_path, content, sentence):
@@ -477,8 +480,11 @@ def test_one_question_is_marked_for_the_whole_class(tmp_path, monkeypatch, capsy
     merged = merge(anna, read_manual(tmp_path, "anna"))
     assert (merged["earned"], merged["stale"]) == (11, False)
     assert merged["exercises"][3]["comment"] == "half: right"
+    fill_in(tmp_path, lab02_4={"points": 2})
+    given = iter([""] * 9)
+    assert main(["mark", str(tmp_path), "lab02.5"]) == 0
     assert main(["mark", str(tmp_path), "lab02.1"]) == 2
-    assert "lab02.4, lab02.5, got 'lab02.1'" in capsys.readouterr().err
+    assert "no written question 'lab02.1', it has lab02.4, lab02.5" in capsys.readouterr().err
 
 
 # Pages, and what is said
@@ -554,6 +560,14 @@ def test_a_full_disk_is_said_with_the_file(tmp_path):
     assert raised.value.errno
     assert [path.name for path in tmp_path.iterdir()] == ["anna.json"]
     assert (tmp_path / "anna.json").read_text() == "old"
+
+
+def test_a_result_holds_no_control_characters(tmp_path):
+    answer = nbformat.v4.new_markdown_cell("A \x9b2J\r\n\x1b[0m B", metadata={"exercise": "lab02.4"})
+    work = write_text(tmp_path / "a.ipynb", nbformat.writes(nbformat.v4.new_notebook(cells=[answer])))
+    submission = read_submission(work, "anna", ENTRY)
+    graded = grade_submission(submission, "lab02", ENTRY, 5, "reduced")  # no cell of code, so no worker
+    assert graded["exercises"][3]["answer"] == "A _2J\n_[0m B"
 
 
 def test_a_terminal_without_a_students_letters_shows_the_others(tmp_path, monkeypatch):
