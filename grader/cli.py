@@ -214,12 +214,11 @@ def run_mark(arguments: argparse.Namespace) -> int:
         has = ", ".join(lab) or "none"
         raise ValueError(f"{grades[0]['lab']} has no written question {arguments.exercise!r}, it has {has}")
     question = lab[arguments.exercise]
-    at = [row["id"] for row in grades[0]["exercises"]].index(arguments.exercise)
-    waiting = [grade for grade in grades if grade["exercises"][at]["open"] or grade["exercises"][at]["stale"]]
+    rows = [(grade, row) for grade in grades for row in grade["exercises"] if row["id"] == arguments.exercise]
+    waiting = [(grade, row) for grade, row in rows if row["open"] or row["stale"]]
     print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
     try:
-        for number, grade in enumerate(waiting, start=1):
-            row = grade["exercises"][at]
+        for number, (grade, row) in enumerate(waiting, start=1):
             before = f", {row['earned']:g} point{'s' * (row['earned'] != 1)} before" if row["stale"] else ""
             print(f"\n[{number} of {len(waiting)}] {grade['student']}{before}\n\n{readable(row['answer'] or '')}\n")
             if (points := _ask_points(question["points"])) is not None:

@@ -69,10 +69,8 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
     rows = []
     for row in entry["exercises"]:
         if row["id"] in submission.problems and row["kind"] == "code":
-            parts = [
-                _part(part, False, {"feedback": printable(submission.problems[row["id"]])})
-                for part in code[row["id"]].parts
-            ]
+            why = {"feedback": printable(submission.problems[row["id"]])}
+            parts = [_part(part, False, why) for part in code[row["id"]].parts]
         elif row["kind"] == "code":
             parts = grade_exercise(code[row["id"]], submission, entry["setup"], seed, isolation)
         elif row["kind"] == "artifact":
