@@ -246,8 +246,8 @@ def _ask_points(most: int) -> float | None:
 
 def _left_out(out: Path) -> list[str]:
     """A line about results that count no more."""
-    gone = [name + " (with marks)" * (out / "manual" / f"{name}.yaml").exists() for name in left_out(out)]
-    return [f"left out, not among the submissions of the last grading: {', '.join(gone)}"] if gone else []
+    gone = ", ".join(left_out(out))
+    return [f"left out, not among the submissions of the last grading: {gone}"] if gone else []
 
 
 def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:

@@ -199,8 +199,9 @@ def final_grades(out: Path) -> list[dict]:
 
 
 def left_out(out: Path) -> list[str]:
-    """Whose results have no submission any more: withdrawn, or renamed since they were graded."""
-    return [result["student"] for result in _results(out)[1]]
+    """Whose results have no submission any more: withdrawn, or renamed since they were graded; says who has marks."""
+    gone = {result["student"]: read_manual(out, result["student"]).get("exercises", {}) for result in _results(out)[1]}
+    return [student + " (with marks)" * any(map(marked, marks.values())) for student, marks in gone.items()]
 
 
 def check_folder(out: Path, lab: str) -> None:

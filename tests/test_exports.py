@@ -152,6 +152,21 @@ def test_the_rows_that_a_submission_of_moodle_may_be_of(submission, numbers):
     assert found == numbers
 
 
+def test_whatever_a_file_is_called_its_grade_goes_to_who_handed_it_in():
+    tails = [text for person in PEOPLE for text in (*person.values(), f"x_{person['ID']}_555_y", person["ID"] + "_9_")]
+    for person in PEOPLE:
+        slug = "".join(letter for letter in person["Student"].casefold() if letter.isalnum())
+        for tail in [*tails, "_LATE_7001_1_", "Anna Lee_42_assignsubmission_file_", "_", "1_2_3"]:
+            for late in ("", "LATE_"):
+                assert find(f"{slug}_{late}{person['ID']}_555_{tail}", PEOPLE, CANVAS_KEYS) == [person]
+    people = [{"Identifier": f"Participant {p['ID']}", "Full name": p["Student"], "Username": p["SIS Login ID"]}
+              for p in PEOPLE]  # fmt: skip
+    for person in people:
+        for tail in [*tails, f"{people[0]['Full name']}_7001_assignsubmission_file_"]:
+            name = f"{person['Full name']}_{person['Identifier'].split()[1]}_assignsubmission_file_{tail}"
+            assert find(name, people, MOODLE_KEYS) == [person]
+
+
 def test_what_differs_in_marks_only_is_another_name():
     people = [{"Student": name, "ID": str(at)} for at, name in enumerate(("की राम", "का राम"))]
     assert [person["ID"] for person in find("राम की", people, CANVAS_KEYS)] == ["0"]
@@ -204,7 +219,7 @@ def test_a_submission_that_is_gone_is_left_out_with_a_word(tmp_path, capsys):
     anna, old = made("anna"), made("nobody")
     graded(tmp_path, anna, old)
     write_run(tmp_path, [anna])
-    write_text(tmp_path / "manual" / "nobody.yaml", "submission: s1\nexercises: {}\n")
+    write_text(tmp_path / "manual" / "nobody.yaml", "submission: s1\nexercises: {lab02.4: {points: 1}}\n")
     assert [grade["student"] for grade in final_grades(tmp_path)] == ["anna"]
     assert main(["export", str(tmp_path), "--format", "csv"]) == 0
     assert "left out, not among the submissions of the last grading: nobody (with marks)" in capsys.readouterr().out
@@ -222,7 +237,7 @@ def test_a_renamed_submission_is_graded_again_and_exported_once(tmp_path, monkey
             path.unlink()
         (tmp_path / "in" / f"{name}.ipynb").write_bytes(notebook)
         assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert "last grading: nobody (with marks)" in capsys.readouterr().out
+    assert "last grading: nobody\n" in capsys.readouterr().out
     roster = table(tmp_path / "roster.csv", ROSTER)
     assert main(["export", str(tmp_path / "out"), *CANVAS, str(roster)]) == 0
     assert [row[1] for row in rows(tmp_path / "out" / "export" / "canvas" / "canvas.csv")[2:]] == ["101"]
