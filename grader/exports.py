@@ -20,12 +20,14 @@ CANVAS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
 CANVAS_KEYS = Keys(  # lastnamefirstname_[LATE_]userid_submissionid_theirfile
     form=r"(?P<name>.+?)_(?:LATE_)?(?P<number>\d+)_(?P<sure>\d+_)?",
     number="ID",
+    label="",
     names=("Student",),
     ids=("ID", "SIS User ID", "SIS Login ID"),
 )
 MOODLE_KEYS = Keys(  # Full name_participant_assignsubmission_file_
     form=r"(?P<name>.+?)_(?P<number>\d+)_(?P<sure>assignsubmission_)?",
     number="Identifier",
+    label=r"\D*",
     names=("Full name",),
     ids=("Identifier", "Email address", "ID number", "Username"),
 )

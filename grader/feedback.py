@@ -78,7 +78,7 @@ def set_mark(grade: Mapping, exercise: str, points: float, comment: str, out: Pa
     form |= {"points": points, "comment": comment or form.get("comment")}
     form.pop("look_again", None)
     for other in marks["exercises"].values():
-        other |= {name: _block(other[name]) for name in TEXTS if name in other}
+        other |= {name: _block(other[name]) for name in TEXTS if isinstance(other.get(name), str)}
     _write_form(out / "manual" / f"{grade['student']}.yaml", grade, marks)
 
 

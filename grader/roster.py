@@ -36,7 +36,8 @@ class Keys:
     """Where a roster says who a person is."""
 
     form: str  # how the system names a download: a regular expression with `name`, `number` and, if it is sure, `sure`
-    number: str  # the column that holds the form's number, alone or at its end ("Participant 42")
+    number: str  # the column that holds the form's number
+    label: str  # what may stand before the number in that column: "Participant 42", "Teilnehmer/in42"
     names: Sequence[str]  # columns with whole names
     ids: Sequence[str]  # columns with ids, logins, addresses
 
@@ -111,7 +112,7 @@ def find(student: str, rows: Sequence[dict[str, str]], keys: Keys, given: str = 
         return [row for row in rows if _key(given) in _ids(row, keys)]
     form = re.match(keys.form, student, re.IGNORECASE)
     if form:
-        numbered = [row for row in rows if _number(row[keys.number]) == form["number"]]
+        numbered = [row for row in rows if _number(row, keys) == form["number"]]
         named = _named(form["name"], rows, keys, _letters)
         agree = [row for row in numbered if row in named]
         if agree or form["sure"]:  # a number that belongs to somebody of another name is believed by nobody
@@ -126,13 +127,13 @@ def _named(name: str, rows: Sequence[dict[str, str]], keys: Keys, form: Callable
 
 
 def _ids(row: Mapping[str, str], keys: Keys) -> set[str]:
-    values = {_key(row.get(column, "")) for column in keys.ids} | {_number(row[keys.number])}
+    values = {_key(row.get(column, "")) for column in keys.ids} | {_number(row, keys)}
     return values - {""}
 
 
-def _number(value: str) -> str:
-    """The number at the end of a cell: Moodle calls a person "Participant 42", "Teilnehmer/in42"."""
-    return re.search(r"\d*$", value.strip())[0]
+def _number(row: Mapping[str, str], keys: Keys) -> str:
+    found = re.fullmatch(rf"{keys.label}(\d+)", row[keys.number].strip())
+    return found[1] if found else ""
 
 
 def _composed(text: str) -> str:

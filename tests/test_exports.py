@@ -167,6 +167,13 @@ def test_whatever_a_file_is_called_its_grade_goes_to_who_handed_it_in():
             assert find(name, people, MOODLE_KEYS) == [person]
 
 
+def test_an_id_is_all_of_its_cell():
+    people = [{"Student": "Lee, Anna", "ID": "x101"}, {"Student": "Eva, Eve", "ID": "102"}]
+    for name in ("101", "eva_101_555_x", "leeanna_101_555_x"):
+        assert find(name, people, CANVAS_KEYS) == []
+    assert find("X101", people, CANVAS_KEYS) == people[:1]
+
+
 def test_what_differs_in_marks_only_is_another_name():
     people = [{"Student": name, "ID": str(at)} for at, name in enumerate(("की राम", "का राम"))]
     assert [person["ID"] for person in find("राम की", people, CANVAS_KEYS)] == ["0"]
