@@ -159,6 +159,8 @@ plt.show()
 
 # %%
 BASE = "tiny"  # or "smollm2-135m"
+if BASE == "tiny":
+    torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FOLDER = Path("runs") / f"lab09_{BASE}"
 FOLDER.mkdir(parents=True, exist_ok=True)
