@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+from grader import grade
 from grader.check import attempt, public_report
+from grader.drivers import DRIVERS
 from grader.labs import find_exercise, lab06
+from grader.sandbox import Answer
 
 INTERVAL = find_exercise("lab06.3")
 SCORES = INTERVAL.case(INTERVAL.parts[0], 0, 0)  # the same seed first and last, another in between
@@ -27,6 +33,51 @@ def test_an_answer_that_remembers_its_first_call_does_not_depend_on_the_seed():
         return kept.setdefault(len(a), lab06.without_seed(a, b, resamples, seed))
 
     assert verdict(remembers) == "two calls with different seeds gave the same interval"
+
+
+class WorkerHere:
+    """A sandbox's worker without the sandbox: cells in a namespace of their own."""
+
+    alive = loaded = True
+    crowded = False
+    cell_errors = ()
+
+    def __init__(self, cells, setup, isolation):
+        self.namespace: dict = {}
+        for _, source in cells:
+            exec(source, self.namespace)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def ask(self, driver, function, case, seconds):
+        return Answer(DRIVERS[driver](self.namespace, function, copy.deepcopy(case)))
+
+
+REMEMBERS = """
+import numpy as np
+kept = {}
+def paired_interval(a, b, resamples, seed):
+    if (seed, len(a)) not in kept:
+        d, rng = (a - b).numpy(), np.random.default_rng(SEED)
+        means = d[rng.integers(len(d), size=(resamples, len(d)))].mean(axis=1)
+        kept[seed, len(a)] = tuple(float(x) for x in np.quantile(means, [0.025, 0.975]))
+    return kept[seed, len(a)]
+"""
+
+
+@pytest.mark.parametrize(("argument", "earned"), [("seed", [2, 1]), ("", [0, 0])])
+def test_what_is_remembered_for_a_seed_is_asked_of_a_new_process(monkeypatch, argument, earned):
+    """It is the same for the same seed and differs for another; only the seed makes it the same next time."""
+    monkeypatch.setattr(grade, "Worker", WorkerHere)
+    cells = [("lab06.3", REMEMBERS.replace("SEED", argument))]
+    submission = SimpleNamespace(cells_for=lambda exercise_id: cells, left_out=lambda exercise_id: "")
+    parts = grade.grade_exercise(INTERVAL, submission, "", 5, "reduced")
+    assert [part["earned"] for part in parts] == earned
+    assert {part["feedback"] for part in parts if not part["earned"]} <= {grade.KINDS["changed"]}
 
 
 def test_one_generator_for_all_calls_is_no_seed():
