@@ -179,6 +179,15 @@ def test_a_slip_has_to_be_looked_for_everywhere(slips):
     assert_that_every_part_fails(name)
 
 
+def test_one_completion_that_is_shorter_is_enough():
+    def name(completion_mask, aggregation, **rest):
+        many = len(set(completion_mask.sum(dim=1).tolist())) > 2
+        aggregation = "seq-mean" if aggregation == "seq-mean" and many else "token-mean"
+        return lab05.broken_assumption(completion_mask=completion_mask, aggregation=aggregation, **rest)
+
+    assert_that_every_part_fails(name)
+
+
 def test_micro_batches_are_any_rows():
     def name(completion_mask, micro_batches, **rest):
         consecutive = torch.arange(len(completion_mask)).chunk(len(micro_batches))

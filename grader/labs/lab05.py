@@ -717,7 +717,7 @@ ONE_BROKEN = (
     lambda rng: draw_batch(rng, one_state_a_history=True),
     lambda rng: draw_clipped(rng, 1),
     lambda rng: draw_clipped(rng, -1),
-    lambda rng: draw_batch(rng) | {"aggregation": "seq-mean"},
+    lambda rng: draw_batch(rng, rng.permutation([3] * 5 + [2])) | {"aggregation": "seq-mean"},
     lambda rng: draw_micro_batched(rng, real=True),
     lambda rng: draw_batch(rng, sorted(LENGTHS)) | {"micro_batches": [[0, 1], [2, 3], [4, 5]]},
     lambda rng: draw_batch(rng, slip=1),
