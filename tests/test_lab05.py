@@ -203,18 +203,3 @@ def assert_that_every_part_fails(function):
         for seed in range(5):
             cases = [exercise.case(part, seed, index) for index in range(part.draws)]
             assert not all(attempt(exercise, function, case).passed for case in cases), (part.name, seed)
-
-
-def test_a_batch_is_printed_so_that_it_can_be_made_again():
-    """What stands between the brackets is Python, and names the batch that was named wrongly."""
-    exercise = find_exercise("lab05.6")
-    case = exercise.case(exercise.parts[0], 3, 0)
-    wrong = attempt(exercise, lambda **batch: "none", case).wrong
-    batch = eval(wrong[wrong.index("dict(") :], {"torch": torch, "dict": dict})
-    expected = [lab05.broken_assumption(**call) for call in case["calls"]]
-    first = case["calls"][next(k for k, name in enumerate(expected) if name != "none")]
-    assert batch.keys() == first.keys()
-    assert all(torch.equal(batch[name], value) for name, value in first.items() if isinstance(value, torch.Tensor))
-    assert {name: batch[name] for name in ("epsilon", "aggregation", "micro_batches")} == {
-        name: first[name] for name in ("epsilon", "aggregation", "micro_batches")
-    }
