@@ -369,8 +369,16 @@ EXERCISES = (
             for run in NAMES
         ),
         mistakes=(  # of form alone: the check says nothing of right and wrong before it is graded
-            Mistake("other keys", KEYS, lambda: dict.fromkeys(NAMES.lower(), next(iter(CAUSES)))),
-            Mistake("other causes", VALUES, lambda: dict.fromkeys(NAMES, "bad luck")),
+            Mistake(
+                "other keys",
+                "name a cause for each of the six runs, under its capital letter.",
+                lambda: dict.fromkeys(NAMES.lower(), next(iter(CAUSES))),
+            ),
+            Mistake(
+                "other causes",
+                "a cause is a key of CAUSES, spelt as there.",
+                lambda: dict.fromkeys(NAMES, "bad luck"),
+            ),
         ),
     ),
     Exercise(
