@@ -199,7 +199,10 @@ def read_weights(content: bytes | None, layers: Mapping[str, nn.Linear], r: int)
         if not tensor.isfinite().all() or tensor.abs().max() > LARGEST:
             raise ArtifactError(f"{name} holds NaN, infinity or a number above {LARGEST:g}")
     if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
-        raise ArtifactError("every B of the adapter is 0: it was never trained")
+        raise ArtifactError(
+            "every B of the adapter is 0: it was never trained, or no completion earned a reward (is max_new_tokens "
+            "long enough for an answer?)"
+        )
     return tensors
 
 

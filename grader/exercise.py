@@ -131,6 +131,7 @@ class Exercise:
     driver: str = "call"  # one of grader.drivers.DRIVERS
     judge: Judge = close()
     seconds: float = 10.0  # for one case
+    seeded: bool = False  # draws random numbers from a seed: a new process has to find the very same answer
 
     @property
     def points(self) -> int:
@@ -144,6 +145,10 @@ class Exercise:
         """Draw a hidden case: the same for the same seed, exercise, part and index, and for nothing else."""
         label = zlib.crc32(f"{self.id}/{part.name}".encode())
         return part.draw(np.random.default_rng([seed, label, index]))
+
+    def repeats(self, first: Any, second: Any) -> bool:
+        """Whether two answers to the same arguments are the same, to the last digit."""
+        return difference(first, second, 0.0) is None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ LONGEST_NAME = 200  # bytes of a student's name: with what our own files' names 
 KINDS = {  # what a failure of the worker is called in the feedback; nothing of the student's output is shown
     "crash": "the code ended Python itself (os._exit, a crash, or a limit on processes or memory)",
     "timeout": "the code did not answer in time",
+    "changed": "the same arguments gave another answer in a new process: draw from the seed, and from nothing else",
     "memory": "the code used too much memory",
     "error": "the code raised an exception",
     "protocol": "the answer is not of a kind that can be read (plain numbers, lists, dicts, tensors; no NaN)",
@@ -123,6 +124,12 @@ def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed:
                 case = exercise.case(part, seed, index)
                 answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
                 attempts.append(_attempt(exercise, case, answer, worker.cell_errors))
+                if exercise.seeded and index == 0 and attempts[-1].passed:
+                    fresh = workers.enter_context(Worker(cells, setup=setup, isolation=isolation))
+                    again = fresh.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
+                    attempts[-1] = _attempt(exercise, case, again, fresh.cell_errors)
+                    if attempts[-1].passed and not exercise.repeats(answer.value, again.value):
+                        attempts[-1] = Attempt(case, None, error="changed")
                 if not attempts[-1].passed:
                     break
             graded.append(_part(part, attempts[-1].passed, _feedback(exercise, part, attempts)))

@@ -20,7 +20,7 @@ FILES = (
     "requirements.txt",
     ".gitignore",
 )
-LEFT_OUT = ("__pycache__", ".ipynb_checkpoints", "instructor.md")
+LEFT_OUT = ("__pycache__", ".ipynb_checkpoints", "instructor.md", "truth.json")
 
 
 def release(root: Path, out: Path) -> int:

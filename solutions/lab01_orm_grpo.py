@@ -34,6 +34,8 @@ from grader import check
 from minigrpo.policies import make_policy
 from minigrpo.rollout import make_envs, sample_group
 
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
+
 # %% [markdown]
 # ## 1 · Better or worse than the group
 #

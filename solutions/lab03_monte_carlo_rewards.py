@@ -37,6 +37,8 @@ import matplotlib.pyplot as plt
 from grader import check
 from minigrpo.envs import PathTreeEnv
 
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
+
 # %% [markdown]
 # ## The group
 #

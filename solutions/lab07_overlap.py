@@ -38,6 +38,8 @@ import matplotlib.pyplot as plt
 from grader import check
 from minigrpo import step_sizes
 
+torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
+
 # %% [markdown]
 # ## 1 · Path depth
 #

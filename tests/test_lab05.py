@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from grader.labs import lab05
+from grader.check import attempt, public_report
+from grader.labs import find_exercise, lab05
 from grader.labs.lab05 import Flaw
 
 THRESHOLDS = Path(lab05.__file__).parents[1] / "thresholds" / "lab05.json"
@@ -53,7 +55,8 @@ def test_clean_counterexamples_are_accepted(seed):
         ({"rewards": [True, 0.0]}, "form"),
         ({"completions": [[5, 6], []]}, "form"),
         ({"ratio": [[2.0, 0.0], [2.0, 2.0]]}, "form"),
-        ({"completions": [[5, 6], [5, 7], [8]]}, "form"),
+        ({"completions": [[5, 6], [5, 7], [8]]}, "size"),
+        ({"rewards": [1.0, 0.0, 0.0]}, "form"),
     ],
 )
 def test_what_is_no_counterexample_is_refused(changed, flaw):
@@ -84,3 +87,119 @@ def test_the_threshold_stands_between_the_recorded_gaps():
     )
     assert min(gaps["min"] for gaps in recorded["counterexamples"].values()) > 10 * lab05.REAL_GAP
     assert max(gaps["max"] for gaps in recorded["nothing broken"].values()) < 1e-9 * lab05.REAL_GAP
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_numbers_of_numpy_are_numbers(kind):
+    """In completions, ratios and rewards, whole or not."""
+    ids = [[kind(5), kind(6)], [kind(5), kind(7)]]
+    clipped = {"completions": ids, "rewards": [*np.array([1.0, 0.0])], "ratio": [[np.float32(2.0), kind(2)]] * 2}
+    assert find_exercise("lab05.2").judge(ARGUMENTS, None, clipped) is None
+    lengths = {"completions": [[kind(5)], [kind(5), kind(7)]], "rewards": [kind(1), np.float32(0.0)]}
+    assert find_exercise("lab05.3").judge({"lengths": [1, 2]}, None, lengths) is None
+    refused = lengths | {"rewards": [np.True_, 0.0]}
+    assert "'rewards' must hold numbers" in find_exercise("lab05.3").judge({"lengths": [1, 2]}, None, refused)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda group: group | {"rewards": ["1"] * len(group["rewards"])},
+        lambda group: group | {"rewards": group["rewards"][:-1]},
+        lambda group: group | {"completions": [[0.5] * len(y) for y in group["completions"]]},
+        lambda group: {"completions": group["completions"]},
+        lambda group: list(group.values()),
+    ],
+)
+def test_what_has_the_wrong_form_is_not_called_a_mistake_by_name(spoilt):
+    for exercise, made in (("lab05.3", lab05.length_group), ("lab05.5", lab05.micro_group)):
+        lines, passed = public_report(find_exercise(exercise), lambda made=made, **case: spoilt(made(**case)))
+        assert not passed
+        assert not any("It looks like this" in line for line in lines), lines
+
+
+def test_lengths_that_are_not_those_asked_for_are_named():
+    for made, said in (
+        (lambda lengths: lab05.length_group([n + 2 for n in lengths]), "exactly lengths[i] tokens"),
+        (lambda lengths: lab05.length_group([2, 3]), "the lengths are an argument"),
+    ):
+        assert said in public_report(find_exercise("lab05.3"), made)[0][-1]
+
+
+# lab05.6: what each batch breaks stands in how it is drawn
+
+BROKEN = ["none"] * 2 + ["clipping"] * 2 + ["per-completion mean"]
+BROKEN += ["micro-batch denominators"] * 2 + ["random transitions"] * 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_batch_breaks_what_it_was_drawn_for(seed):
+    rng = np.random.default_rng(seed)
+    assert [lab05.broken_assumption(**draw(rng)) for draw in lab05.ONE_BROKEN] == BROKEN
+    kept = [lab05.broken_assumption(**draw(rng)) for draw in lab05.SWITCHED_ON]
+    assert kept == ["none"] * 4 + ["random transitions"]
+
+
+def pairs(states, actions, mask):
+    """Places (i, j, t) where two completions both act."""
+    G, T = mask.shape
+    return [(i, j, t) for i in range(G) for j in range(i) for t in range(T) if mask[i, t] and mask[j, t]]
+
+
+def only_token_one(states, actions, mask):
+    found = [(i, j) for i, j, t in pairs(states, actions, mask) if t == 1]
+    return any(actions[i, 0] == actions[j, 0] and states[i, 1] != states[j, 1] for i, j in found)
+
+
+def one_too_far(states, actions, mask):
+    alike = [(i, j, t) for i, j, t in pairs(states, actions, mask) if actions[i, : t + 1].equal(actions[j, : t + 1])]
+    return any(states[i, t] != states[j, t] for i, j, t in alike)
+
+
+def no_history(states, actions, mask):
+    return any(
+        states[i, t - 1] == states[j, t - 1] and actions[i, t - 1] == actions[j, t - 1] and states[i, t] != states[j, t]
+        for i, j, t in pairs(states, actions, mask)
+        if t
+    )
+
+
+def neighbouring_rows_alike(states, actions, mask):
+    found = [(i, j, t) for i, j, t in pairs(states, actions, mask) if i == j + 1]
+    return any(actions[i, :t].equal(actions[j, :t]) and states[i, t] != states[j, t] for i, j, t in found)
+
+
+@pytest.mark.parametrize("slips", [only_token_one, one_too_far, no_history, neighbouring_rows_alike])
+def test_a_slip_has_to_be_looked_for_everywhere(slips):
+    def name(ratio, completion_mask, states, actions, **settings):
+        batch = {"ratio": ratio, "completion_mask": completion_mask, "states": states, "actions": actions} | settings
+        names = lab05.name_with({"random transitions": lambda batch: slips(states, actions, completion_mask)})
+        return names(**batch)
+
+    assert_that_every_part_fails(name)
+
+
+def test_one_completion_that_is_shorter_is_enough():
+    def name(completion_mask, aggregation, **rest):
+        many = len(set(completion_mask.sum(dim=1).tolist())) > 2
+        aggregation = "seq-mean" if aggregation == "seq-mean" and many else "token-mean"
+        return lab05.broken_assumption(completion_mask=completion_mask, aggregation=aggregation, **rest)
+
+    assert_that_every_part_fails(name)
+
+
+def test_micro_batches_are_any_rows():
+    def name(completion_mask, micro_batches, **rest):
+        consecutive = torch.arange(len(completion_mask)).chunk(len(micro_batches))
+        rows = [part.tolist() for part in consecutive]
+        return lab05.broken_assumption(completion_mask=completion_mask, micro_batches=rows, **rest)
+
+    assert_that_every_part_fails(name)
+
+
+def assert_that_every_part_fails(function):
+    exercise = find_exercise("lab05.6")
+    for part in exercise.parts:
+        for seed in range(5):
+            cases = [exercise.case(part, seed, index) for index in range(part.draws)]
+            assert not all(attempt(exercise, function, case).passed for case in cases), (part.name, seed)

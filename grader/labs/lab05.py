@@ -117,7 +117,7 @@ def counterexample(inspect: Callable[[Case, dict], None]) -> Judge:
 
     def flaw(arguments: Case, answer: Any) -> Flaw | None:
         try:
-            inspect(arguments, answer)
+            inspect(arguments, _plain(answer))
         except Flaw as found:
             return found
         return None
@@ -130,6 +130,15 @@ def counterexample(inspect: Callable[[Case, dict], None]) -> Judge:
         return str(found) if found else "this is a counterexample"
 
     return judge
+
+
+def _plain(answer: Any) -> Any:
+    """The answer with numpy's numbers as Python's, so that they are judged and computed with as such."""
+    if isinstance(answer, np.generic):
+        return answer.item()
+    if isinstance(answer, (list, tuple)):
+        return [_plain(item) for item in answer]
+    return {key: _plain(item) for key, item in answer.items()} if isinstance(answer, dict) else answer
 
 
 def no_reference(**arguments):
@@ -203,19 +212,21 @@ def _keys(answer: Any, *names: str) -> None:
         raise Flaw("form", f"return a dict with the keys {', '.join(map(repr, names))}")
 
 
-def _same_counts(answer: dict, size: int | None, *names: str) -> None:
-    counts = {name: len(answer[name]) for name in names}
-    size = counts[names[0]] if size is None else size
-    for name, count in counts.items():
-        if count != size:
-            raise Flaw("form", f"{name!r} must have one entry for each of the {size} completions, got {count}")
+def _same_counts(answer: dict, *names: str) -> None:
+    size = len(answer[names[0]])
+    for name in names:
+        if len(answer[name]) != size:
+            text = f"{name!r} must have {size} entries, as {names[0]!r} has, got {len(answer[name])}"
+            raise Flaw("form", text)
 
 
 def _check_group(answer: dict, size: int) -> None:
     """Completions and rewards in the form asked for, with rewards that differ and tokens that are shared."""
     _rows(answer["completions"], "completions", int, 0, LARGEST_ID)
     _check_rewards(answer["rewards"])
-    _same_counts(answer, size, "completions", "rewards")
+    if len(answer["completions"]) != size:
+        raise Flaw("size", f"'completions' must hold {size} completions, got {len(answer['completions'])}")
+    _same_counts(answer, "completions", "rewards")
     given: dict[tuple, float] = {}
     for y, reward in zip(answer["completions"], answer["rewards"], strict=True):
         if given.setdefault(tuple(y), reward) != reward:
@@ -319,7 +330,8 @@ def inspect_lengths(arguments: Case, answer: Any) -> None:
     lengths = arguments["lengths"]
     _check_group(answer, len(lengths))
     if [len(y) for y in answer["completions"]] != list(lengths):
-        raise Flaw("form", f"the completions must have the lengths {lengths}")
+        got = [len(y) for y in answer["completions"]]
+        raise Flaw("lengths", f"the completions must have the lengths {lengths}, got {got}")
     sets = mixed(shared(answer["completions"]), answer["rewards"])
     if all(len({lengths[i] for i in members}) == 1 for _, members in sets):
         raise Flaw("one length", "in each step that is shared the members have one length, so one weight")
@@ -354,7 +366,7 @@ def inspect_slips(arguments: Case, answer: Any) -> None:
     _rows(states, "states", int, 0, len(next_states) - 1)
     _rows(actions, "actions", int, 0, len(next_states[0]) - 1)
     _check_rewards(rewards)
-    _same_counts(answer, None, "states", "actions", "rewards")
+    _same_counts(answer, "states", "actions", "rewards")
     if not 2 <= len(states) <= 9:
         raise Flaw("form", f"a group must have 2 to 9 episodes, got {len(states)}")
     if [len(row) for row in states] != [len(row) for row in actions]:
@@ -381,7 +393,7 @@ def inspect_slips(arguments: Case, answer: Any) -> None:
 def _check_walks(next_states, states, actions) -> None:
     for i, (row, taken) in enumerate(zip(states, actions, strict=True)):
         if row[0] != 0:
-            raise Flaw("walk", f"every episode begins in state 0, episode {i} in {row[0]}")
+            raise Flaw("start", f"every episode begins in state 0, episode {i} in {row[0]}")
         for t in range(len(row) - 1):
             if row[t + 1] not in (following := next_states[row[t]][taken[t]]):
                 text = f"episode {i}: action {taken[t]} in state {row[t]} leads to {following}, not to {row[t + 1]}"
@@ -485,123 +497,236 @@ def draw_micro_batches(rng: np.random.Generator) -> Case:
 # lab05.6: naming the assumption
 
 
-def broken_assumption(ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches):
-    return name_by(ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches)
+def clips(batch: Case) -> bool:
+    """Whether an unmasked ratio lies outside 1 ± ε."""
+    away = (batch["ratio"] - 1).abs()[batch["completion_mask"]]
+    return batch["epsilon"] is not None and bool((away > batch["epsilon"]).any())
 
 
-def name_by(
-    ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches, *, above=math.inf, count=None
-):
-    """The rules in the lab's table; `above` and `count` exchange one of them."""
-    lengths = completion_mask.sum(dim=1)
-    away = (ratio - 1)[completion_mask]
-    away = away.abs() if above is math.inf else away
-    if epsilon is not None and (away > epsilon).any():
-        return "clipping"
-    if aggregation == "seq-mean" and (lengths != lengths[0]).any():
-        return "per-completion mean"
-    count = count or (lambda rows: int(lengths[rows].sum()))
-    if len({count(rows) for rows in micro_batches}) > 1:
-        return "micro-batch denominators"
-    real = completion_mask.unsqueeze(0) & completion_mask.unsqueeze(1)
-    equal = (actions.unsqueeze(0) == actions.unsqueeze(1)).cumprod(dim=-1).bool()
-    before = torch.cat([torch.ones_like(equal[..., :1]), equal[..., :-1]], dim=-1)
-    parted = before & real & (states.unsqueeze(0) != states.unsqueeze(1))
-    return "random transitions" if parted.any() else "none"
+def weighs_by_length(batch: Case) -> bool:
+    return batch["aggregation"] == "seq-mean" and len(set(_lengths(batch))) > 1
 
 
-def name_by_the_switches(ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches):
-    if epsilon is not None:
-        return "clipping"
-    if aggregation == "seq-mean":
-        return "per-completion mean"
-    if len(micro_batches) > 1:
-        return "micro-batch denominators"
-    return name_by(ratio, completion_mask, states, actions, None, "token-mean", micro_batches)
+def divides_apart(batch: Case) -> bool:
+    """Whether the micro-batches differ in their number of tokens."""
+    lengths = _lengths(batch)
+    return len({sum(lengths[row] for row in rows) for rows in batch["micro_batches"]}) > 1
 
 
-def name_with_padding(ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches):
-    everything = torch.ones_like(completion_mask)
-    if name_by(ratio, everything, states, states, epsilon, "token-mean", [[0]]) == "clipping":
-        return "clipping"
-    return name_by(ratio, completion_mask, states, actions, None, aggregation, micro_batches)
+def slips(batch: Case, same=lambda a, b, t: a[:t] == b[:t], *, padded: bool = False) -> bool:
+    """Whether two completions act in different states at some t, after the same actions.
+
+    same: when the actions a and b of two completions are the same at t; padded: what is masked is compared, too.
+    """
+    lengths = [batch["states"].shape[1]] * len(batch["states"]) if padded else _lengths(batch)
+    rows = list(zip(batch["states"].tolist(), batch["actions"].tolist(), lengths, strict=True))
+    return any(
+        states[t] != others[t] and same(actions, taken, t)
+        for (states, actions, length), (others, taken, other) in itertools.combinations(rows, 2)
+        for t in range(min(length, other))
+    )
 
 
-def name_by_states(ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches):
-    found = name_by(ratio, completion_mask, states, actions, epsilon, aggregation, micro_batches)
-    same_actions = torch.zeros_like(actions)
-    return found if found != "none" else name_by(ratio, completion_mask, states, same_actions, None, "", micro_batches)
+def _lengths(batch: Case) -> list[int]:
+    return batch["completion_mask"].sum(dim=1).tolist()
 
 
-def name_above_only(**arguments):
-    return name_by(**arguments, above=0)
+RULES = {
+    "clipping": clips,
+    "per-completion mean": weighs_by_length,
+    "micro-batch denominators": divides_apart,
+    "random transitions": slips,
+}
+SWITCHES = {
+    "clipping": lambda batch: batch["epsilon"] is not None,
+    "per-completion mean": lambda batch: batch["aggregation"] == "seq-mean",
+    "micro-batch denominators": lambda batch: len(batch["micro_batches"]) > 1,
+}
 
 
-def name_by_rows(**arguments):
-    return name_by(**arguments, count=len)
+def name_with(changed: dict[str, Callable[[Case], bool]]) -> Callable[..., str]:
+    """The lab's table, row by row, with some of its rules exchanged."""
+    rules = RULES | changed
+    return lambda **batch: next((name for name, rule in rules.items() if rule(batch)), "none")
+
+
+def broken_assumption(**batch) -> str:
+    return name_with({})(**batch)
+
+
+def name_at_the_first_switch(**batch) -> str:
+    """Ends at the first setting that is switched on, whatever the rows below it would find."""
+    name = next((name for name, on in SWITCHES.items() if on(batch)), "random transitions")
+    return name if RULES[name](batch) else "none"
+
+
+def name_with_padding(**batch) -> str:
+    everything = batch | {"completion_mask": torch.ones_like(batch["completion_mask"])}
+    return "clipping" if clips(everything) else broken_assumption(**batch | {"epsilon": None})
+
+
+def any_ratio(batch: Case) -> bool:
+    return batch["epsilon"] is not None and bool((batch["ratio"] != 1)[batch["completion_mask"]].any())
+
+
+def clips_above(batch: Case) -> bool:
+    away = (batch["ratio"] - 1)[batch["completion_mask"]]
+    return batch["epsilon"] is not None and bool((away > batch["epsilon"]).any())
+
+
+def clips_at_a_fifth(batch: Case) -> bool:
+    return batch["epsilon"] is not None and clips(batch | {"epsilon": 0.2})
+
+
+def counts_rows(batch: Case) -> bool:
+    return len({len(rows) for rows in batch["micro_batches"]}) > 1
+
+
+def counts_neighbours(batch: Case) -> bool:
+    """Takes each micro-batch for as many consecutive rows as any other."""
+    lengths, M = _lengths(batch), len(batch["micro_batches"])
+    return len({sum(lengths[rows]) for rows in batches_of(len(lengths), M)}) > 1
+
+
+def follows_twice(batch: Case) -> bool:
+    """Whether one state and action is followed by two states, whatever came before."""
+    after: dict[tuple[int, int], int] = {}
+    return any(
+        after.setdefault((states[t], actions[t]), states[t + 1]) != states[t + 1]
+        for states, actions, length in zip(
+            batch["states"].tolist(), batch["actions"].tolist(), _lengths(batch), strict=True
+        )
+        for t in range(length - 1)
+    )
 
 
 def judge_names(arguments: Case, expected: list[str], answer: Any) -> str | None:
-    """Compare name by name, and describe the first batch that is named wrongly."""
+    """Compare name by name."""
     if not isinstance(answer, list) or len(answer) != len(expected):
         return "the answer must be one of the five names"
-    for call, want, got in zip(arguments["calls"], expected, answer, strict=True):
+    for at, (want, got) in enumerate(zip(expected, answer, strict=True)):
         if type(got) is not str or want != got:
-            lengths = call["completion_mask"].sum(dim=1).tolist()
-            real = call["ratio"][call["completion_mask"]]
-            return (
-                f"epsilon {call['epsilon']}, {call['aggregation']}, lengths {lengths}, micro_batches "
-                f"{call['micro_batches']}, unmasked ratios from {real.min():.2f} to {real.max():.2f}: "
-                f"expected {want!r}, got {got!r}"
-            )
+            return f"calls[{at}]: expected {want!r}, got {got!r}"[:200]
     return None
 
 
-def draw_setting(rng: np.random.Generator, kind: str, real: bool, clipped: float) -> Case:
-    """A batch and settings under which `kind` is broken, or (`real` False) looks as if it were and isn't.
+WIDTH, LENGTHS = 4, (1, 2, 2, 3, 4, 4)  # tokens; 3 rows of 8 tokens are half of all, or 2 rows
 
-    clipped: the one ratio that is outside where clipping is broken.
+
+def draw_batch(
+    rng: np.random.Generator,
+    lengths: Sequence[int] | None = None,
+    *,
+    slip: int | None = None,
+    one_state_a_history: bool = False,
+) -> Case:
+    """A batch in a world where a state depends on all actions before it, with settings that break nothing.
+
+    One state and action is followed by two states, after different actions, unless each history has a state of its own.
+    Ratios have two decimals, so that a batch is printed as it is.
+
+    slip: the token where two completions that took equal actions act in different states; they part in the action they
+    take there, so that no other pair shows it.
     """
-    actions = torch.from_numpy(rng.integers(2, size=(6, 4)))
-    lengths = rng.permutation([1, 2, 2, 3, 4, 4])
-    if kind == "per-completion mean" and not real:
-        lengths = np.full(6, rng.integers(2, 4))
-    if kind == "micro-batch denominators":
-        lengths = np.array([1, 4, 2, 3, 3, 2]) if not real else np.sort(lengths)
-    mask = torch.arange(4) < torch.from_numpy(lengths).unsqueeze(1)
-    states = torch.zeros_like(actions)
-    for t in range(3):
-        states[:, t + 1] = 2 * states[:, t] + 1 + actions[:, t]
-    ratio = torch.from_numpy(rng.uniform(0.85, 1.15, size=actions.shape))
-    row = int(lengths.argmax())
-    if kind == "random transitions" and real:
-        twin = (row + 1) % 6
-        actions[twin], states[twin], mask[twin] = actions[row], states[row], mask[row]
-        states[twin, 1] += 2
-    if kind == "clipping" and real:
-        ratio[row, 0] = clipped
-    ratio = torch.where(mask, ratio, torch.from_numpy(rng.uniform(0.1, 5.0, size=actions.shape)))
-    states = torch.where(mask, states, torch.from_numpy(rng.integers(20, size=actions.shape)))
-    actions = torch.where(mask, actions, torch.from_numpy(rng.integers(2, size=actions.shape)))
-    return {
-        "ratio": ratio,
+    lengths = rng.permutation(LENGTHS) if lengths is None else np.asarray(lengths)
+    actions = rng.integers(2, size=(len(lengths), WIDTH))
+    first, second = np.argsort(-lengths, kind="stable")[:2]
+    actions[second, :2] = 1 - actions[first, 0], actions[first, 1]  # the two longest begin apart and go on alike
+    histories = [h for t in range(WIDTH) for h in itertools.product((0, 1), repeat=t)]
+    world = dict(zip(histories, range(len(histories)) if one_state_a_history else [0, *_states(rng)], strict=True))
+    if slip is not None:
+        actions[second, :slip], actions[second, slip] = actions[first, :slip], 1 - actions[first, slip]
+    states = [[world[tuple(row[:t])] for t in range(WIDTH)] for row in actions.tolist()]
+    for row, taken in zip(states, actions.tolist(), strict=True):
+        if slip is not None and taken[: slip + 1] == actions[second, : slip + 1].tolist():
+            row[slip] = row[slip] % 5 + 1
+    mask = torch.arange(WIDTH) < torch.from_numpy(lengths).unsqueeze(1)
+    batch = {
+        "ratio": torch.from_numpy(rng.uniform(0.91, 1.09, size=actions.shape)).round(decimals=2),
         "completion_mask": mask,
-        "states": states,
-        "actions": actions,
-        "epsilon": 0.2 if kind == "clipping" else None,
-        "aggregation": "seq-mean" if kind == "per-completion mean" else "token-mean",
-        "micro_batches": [[0, 1], [2, 3], [4, 5]] if kind == "micro-batch denominators" else [[0, 1, 2, 3, 4, 5]],
+        "states": torch.where(mask, torch.tensor(states), torch.from_numpy(rng.integers(20, 40, size=actions.shape))),
+        "actions": torch.where(mask, torch.from_numpy(actions), torch.from_numpy(rng.integers(2, size=actions.shape))),
+        "epsilon": None,
+        "aggregation": "token-mean",
+        "micro_batches": [list(range(len(lengths)))],
     }
+    return batch | {"ratio": _noise_under_mask(rng, batch)}
 
 
-KINDS = ("clipping", "per-completion mean", "micro-batch denominators", "random transitions")
+def _states(rng: np.random.Generator) -> list[int]:
+    """States 1 to 5 for the histories of 1 to 3 actions: the two first actions lead to one, which then leads to two."""
+    here, *after = rng.integers(1, 6, size=3).tolist()
+    return [here, here, *after, *(state % 5 + 1 for state in after), *rng.integers(1, 6, size=8).tolist()]
 
 
-REAL = [*((kind, True) for kind in KINDS), ("none", False)]
+def _noise_under_mask(rng: np.random.Generator, batch: Case) -> Tensor:
+    noise = torch.from_numpy(rng.choice([0.1, 0.3, 3.0, 5.0], size=batch["ratio"].shape))
+    return torch.where(batch["completion_mask"], batch["ratio"], noise)
 
 
-def draw_settings(rng: np.random.Generator, kinds: Sequence[tuple[str, bool]], clipped: float) -> Case:
-    calls = [draw_setting(rng, kind, real, clipped) for kind, real in kinds]
+def draw_clipped(rng: np.random.Generator, side: int) -> Case:
+    """One ratio is outside, above (side 1) or below (side −1)."""
+    batch, epsilon = draw_batch(rng), round(float(rng.uniform(0.1, 0.15)), 2)
+    batch["ratio"][rng.integers(6), 0] = round(1 + side * epsilon * 1.2, 2)
+    return batch | {"epsilon": epsilon}
+
+
+def draw_inside(rng: np.random.Generator) -> Case:
+    """Ratios up to nine tenths of a large ε away from 1, under the mask, too."""
+    batch, epsilon = draw_batch(rng), round(float(rng.uniform(0.3, 0.4)), 2)
+    ratio = torch.from_numpy(rng.uniform(-0.9, 0.9, size=(6, WIDTH))).mul(epsilon).add(1).round(decimals=2)
+    ratio[rng.integers(6), 0] = round(1 + 0.9 * epsilon, 2)
+    return batch | {"epsilon": epsilon, "ratio": ratio}
+
+
+def draw_on_policy(rng: np.random.Generator) -> Case:
+    """Every ratio is 1, but under the mask."""
+    batch = draw_batch(rng)
+    ratio = _noise_under_mask(rng, batch | {"ratio": torch.ones_like(batch["ratio"])})
+    return batch | {"ratio": ratio, "epsilon": 0.2}
+
+
+def draw_micro_batched(rng: np.random.Generator, *, real: bool) -> Case:
+    """Two micro-batches of any rows: 8 tokens each in 2 and 4 rows, or (real) 3 rows each and not 8 tokens.
+
+    The first and the last three rows hold 8 tokens each where the micro-batches don't, and don't where those do.
+    """
+    while True:
+        lengths, rows = rng.permutation(LENGTHS), rng.permutation(6)
+        parts = [rows[:3], rows[3:]] if real else [rows[:2], rows[2:]]
+        if (lengths[parts[0]].sum() != 8) == real and (lengths[:3].sum() == 8) == real:
+            return draw_batch(rng, lengths) | {"micro_batches": [part.tolist() for part in parts]}
+
+
+def draw_all_switched_on(rng: np.random.Generator) -> Case:
+    """Everything is on and breaks nothing; the environment slips."""
+    rows = rng.permutation(6).tolist()
+    on = {"epsilon": 0.2, "aggregation": "seq-mean", "micro_batches": [rows[:3], rows[3:]]}
+    return draw_batch(rng, [3] * 6, slip=int(rng.integers(1, 3))) | on
+
+
+ONE_BROKEN = (
+    draw_batch,
+    lambda rng: draw_batch(rng, one_state_a_history=True),
+    lambda rng: draw_clipped(rng, 1),
+    lambda rng: draw_clipped(rng, -1),
+    lambda rng: draw_batch(rng, rng.permutation([3] * 5 + [2])) | {"aggregation": "seq-mean"},
+    lambda rng: draw_micro_batched(rng, real=True),
+    lambda rng: draw_batch(rng, sorted(LENGTHS)) | {"micro_batches": [[0, 1], [2, 3], [4, 5]]},
+    lambda rng: draw_batch(rng, slip=1),
+    lambda rng: draw_batch(rng, slip=int(rng.integers(2, WIDTH))),
+)
+SWITCHED_ON = (
+    draw_inside,
+    draw_on_policy,
+    lambda rng: draw_batch(rng, [int(rng.integers(2, WIDTH))] * 6) | {"aggregation": "seq-mean"},
+    lambda rng: draw_micro_batched(rng, real=False),
+    draw_all_switched_on,
+)
+
+
+def draw_settings(rng: np.random.Generator, batches: Sequence[Callable[[np.random.Generator], Case]]) -> Case:
+    calls = [draw(rng) for draw in batches]
     return {"calls": [calls[k] for k in rng.permutation(len(calls))]}
 
 
@@ -744,9 +869,14 @@ EXERCISES = (
                 by_place,
             ),
             Mistake(
-                "other lengths",
+                "fixed lengths",
                 "the lengths are an argument: completion i must have lengths[i] tokens.",
-                lambda lengths: {"completions": [[0, 1], [0, 2, 3]], "rewards": [1.0, 0.0], "lengths": lengths},
+                lambda lengths: length_group([2, 3]),
+            ),
+            Mistake(
+                "other lengths",
+                "completion i must have exactly lengths[i] tokens.",
+                lambda lengths: length_group([length + 1 for length in lengths]),
             ),
         ),
     ),
@@ -851,13 +981,13 @@ EXERCISES = (
             Part(
                 "one broken, or none",
                 1,
-                lambda rng: draw_settings(rng, REAL, clipped=0.6),
+                lambda rng: draw_settings(rng, ONE_BROKEN),
                 "go through the table row by row.",
             ),
             Part(
                 "switched on, but nothing broken",
                 2,
-                lambda rng: draw_settings(rng, [*((kind, False) for kind in KINDS), *REAL], clipped=1.5),
+                lambda rng: draw_settings(rng, (*SWITCHED_ON, *ONE_BROKEN)),
                 "a switch alone breaks nothing: look at the ratios, lengths, token counts and states of the batch.",
             ),
         ),
@@ -866,19 +996,63 @@ EXERCISES = (
                 "by the switch",
                 "you look at the settings alone. Ask what they do to this batch: are there ratios outside, "
                 "lengths or token counts that differ?",
-                name_by_the_switches,
+                name_with(SWITCHES),
+            ),
+            *(
+                Mistake(f"by the switch: {name}", hint, name_with({name: SWITCHES[name]}))
+                for name, hint in (
+                    ("clipping", "an ε alone clips nothing: is a ratio below 1 − ε, or above 1 + ε?"),
+                    ("per-completion mean", "“seq-mean” alone breaks nothing: do the completions differ in length?"),
+                    ("micro-batch denominators", "micro-batches that have equally many tokens break nothing."),
+                )
+            ),
+            Mistake(
+                "the first switch alone",
+                "you end at the first setting that is switched on. Where it breaks nothing, go on to the next row.",
+                name_at_the_first_switch,
             ),
             Mistake("padding", "a ratio under the mask is noise, and clips nothing.", name_with_padding),
             Mistake(
-                "any states",
-                "different states are fine where the actions before differ. Compare completions with equal actions.",
-                name_by_states,
+                "any ratio",
+                "a ratio that is not 1 need not be clipped: it has to be outside 1 ± ε.",
+                name_with({"clipping": any_ratio}),
             ),
-            Mistake("from above only", "a ratio below 1 − ε is clipped as well.", name_above_only),
+            Mistake("from above only", "a ratio below 1 − ε is clipped as well.", name_with({"clipping": clips_above})),
+            Mistake("an ε of 0.2", "ε is an argument; yours is always 0.2.", name_with({"clipping": clips_at_a_fifth})),
             Mistake(
                 "rows counted",
                 "you count the rows of each micro-batch; its denominator is its number of tokens.",
-                name_by_rows,
+                name_with({"micro-batch denominators": counts_rows}),
+            ),
+            Mistake(
+                "neighbouring rows",
+                "you cut the batch into equal pieces; micro_batches says which rows go together, and these may be any.",
+                name_with({"micro-batch denominators": counts_neighbours}),
+            ),
+            Mistake(
+                "any states",
+                "different states are fine where the actions before differ. Compare completions with equal actions.",
+                name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: True)}),
+            ),
+            Mistake(
+                "states under the mask",
+                "states under the mask are noise: compare them only where both completions act.",
+                name_with({"random transitions": lambda batch: slips(batch, padded=True)}),
+            ),
+            Mistake(
+                "token 1 alone",
+                "you look for a slip at t = 1 alone; it may come later.",
+                name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: t == 1 and a[0] == b[0])}),
+            ),
+            Mistake(
+                "the action at t, too",
+                "you ask for equal actions up to t, and t itself counts no more: the state comes before its action.",
+                name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: a[: t + 1] == b[: t + 1])}),
+            ),
+            Mistake(
+                "one action before",
+                "one state and action may have two followers where the actions before differ: compare all of them.",
+                name_with({"random transitions": follows_twice}),
             ),
         ),
     ),

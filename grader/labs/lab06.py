@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 import minigrpo
 from grader.cases import draw_completions, draw_logps, draw_rewards, pad
-from grader.exercise import Case, Exercise, Mistake, Part
+from grader.exercise import Case, Exercise, Mistake, Part, difference
 from minigrpo.envs import PathTreeEnv
 
 RESAMPLES = 10_000
+MANY = 16  # scores: with fewer, intervals of two bootstrap seeds may be equal by chance
 NEAR = 0.2  # standard errors of the mean by which an end may be away (grader/thresholds/lab06.json)
 
 # lab06.1: the loss
@@ -30,15 +32,20 @@ def lambda_grpo_loss(logps, old_logps, ref_logps, advantages, sizes, completion_
     return minigrpo.policy_loss(logps, old_logps, a, weights, completion_mask, beta=beta, ref_logps=ref_logps)
 
 
-def loss_variant(*, weight=None, kl_weight=None, reduce=None, sign=-1, constant=Tensor.detach):
-    """The loss with one part of it exchanged; weight and kl_weight take sizes (at least 1), reduce terms and mask."""
+def loss_variant(
+    *, weight=None, kl_weight=None, reduce=None, sign=-1, constant=Tensor.detach, old=Tensor.detach, kl_of=lambda x: x
+):
+    """The loss with one part of it exchanged; weight and kl_weight take sizes (at least 1), reduce terms and mask.
+
+    constant and old make constants of ref_logps and old_logps; kl_of takes ln π_ref/π_θ and gives what D is made of.
+    """
 
     def loss(logps, old_logps, ref_logps, advantages, sizes, completion_mask, beta):
         there = sizes.clamp(min=1).to(logps.dtype)
         w = weight(there) if weight else 1 / there
-        log_ratio = constant(ref_logps) - logps
+        log_ratio = kl_of(constant(ref_logps) - logps)
         kl = beta * (log_ratio.exp() - log_ratio - 1) * (kl_weight(there) if kl_weight else w)
-        terms = ((logps - old_logps.detach()).exp() * advantages.unsqueeze(1) * w - kl) * completion_mask
+        terms = ((logps - old(old_logps)).exp() * advantages.unsqueeze(1) * w - kl) * completion_mask
         return sign * (reduce(terms, completion_mask, there) if reduce else terms.sum() / completion_mask.sum())
 
     return loss
@@ -139,10 +146,26 @@ class Truncated(PathTreeEnv):
         return observation, reward, truncated, terminated, info
 
 
+class OneNodeTooMany(PathTreeEnv):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.observation_space = gym.spaces.Discrete(2 ** (self.depth + 1))
+
+
 class LeavesOnly(PathTreeEnv):
     def __init__(self, **arguments):
         super().__init__(**arguments)
         self.observation_space = gym.spaces.Discrete(2**self.depth)
+
+
+def judge_walks(arguments: Case, expected: dict, answer: Any) -> str | None:
+    """Judge the two spaces, then what the environment said on each walk."""
+    if not isinstance(answer, dict) or set(answer) != set(expected):
+        return f"the answer must be a gymnasium.Env, got {answer!r}"[:200]
+    for key, space in (("actions", "action_space"), ("nodes", "observation_space")):
+        if difference(expected[key], answer[key], 0.0) is not None:
+            return f"{space} must be Discrete({expected[key]}), got Discrete({answer[key]})"[:200]
+    return difference(expected["traces"], answer["traces"], 1e-5, "walks")
 
 
 def draw_trap(rng: np.random.Generator, *, interrupted: bool = False) -> Case:
@@ -221,28 +244,63 @@ def without_seed(a, b, resamples, seed):
     return _ends(_means((a - b).numpy(), resamples, None))
 
 
+def one_seed_for_all(a, b, resamples, seed):
+    return paired_interval(a, b, resamples, 0)
+
+
+def other_axis(a, b, resamples, seed):
+    d = (a - b).numpy()
+    return _ends(d[np.random.default_rng(seed).integers(len(d), size=(resamples, len(d)))].mean(axis=0))
+
+
 def without_replacement(a, b, resamples, seed):
     rng, d = np.random.default_rng(seed), (a - b).numpy()
     return _ends(np.array([rng.permutation(d).mean() for _ in range(resamples // 10)]))
 
 
-def judge_interval(arguments: Case, expected: Any, answer: Any) -> str | None:
-    """The same twice where one seed gives the same twice, and both ends near, in standard errors of the mean."""
-    if not _is_pair_of_pairs(answer):
+def judge_interval(arguments: Case, expected: list, answer: Any) -> str | None:
+    """Near in standard errors of the mean, the same again for the same seed, and another for another where that shows.
+
+    The calls are of one seed, of another, and of the first again; a single one is judged by its ends alone.
+    """
+    if not isinstance(answer, list) or len(answer) != len(expected):
         return "the answer must be two numbers, low and high"
-    if (expected[0] == expected[1]) != (answer[0] == answer[1]):
+    intervals = [_two_numbers(pair) for pair in answer]
+    if None in intervals:
+        return "the answer must be two numbers, low and high"
+    calls = arguments["calls"]
+    for call, want, got in zip(calls, expected, intervals, strict=True):
+        near = NEAR * standard_error(call)
+        for name, wanted, end in zip(("low", "high"), want, got, strict=True):
+            if not abs(wanted - end) <= near:
+                return f"{name}: expected {wanted:.4g} ± {near:.2g}, got {end:.4g}"
+        if (kind := _kind(call, got)) != _kind(call, want):
+            return f"low and high are {kind}"
+    if len(calls) < 3:
+        return None
+    want, got = ([pairs[0] == pairs[2], pairs[0] == pairs[1]] for pairs in (expected, intervals))
+    if want[0] != got[0]:
         return "two calls with the same seed gave different intervals"
-    near = NEAR * standard_error(arguments)
-    for name, want, got in zip(("low", "high"), expected[0], answer[0], strict=True):
-        if not abs(want - got) <= near:
-            return f"{name}: expected {want:.4g} ± {near:.2g}, got {got:.4g}"
+    if want[1] != got[1] and len(calls[0]["a"]) >= MANY:
+        return "two calls with different seeds gave the same interval"
     return None
 
 
-def _is_pair_of_pairs(answer: Any) -> bool:
-    if not isinstance(answer, (list, tuple)) or len(answer) != 2:
-        return False
-    return all(isinstance(p, (list, tuple)) and [type(end) for end in p] == [float, float] for p in answer)
+def _two_numbers(pair: Any) -> tuple[float, float] | None:
+    """Low and high as floats, from a list or an array of two numbers, or None for anything else."""
+    ends = pair.tolist() if isinstance(pair, (Tensor, np.ndarray)) else pair
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2:
+        return None
+    ends = [end.item() if isinstance(end, (Tensor, np.generic)) and end.shape == () else end for end in ends]
+    return (float(ends[0]), float(ends[1])) if all(type(end) in (int, float) for end in ends) else None
+
+
+def _kind(call: Case, ends: Sequence[float]) -> str:
+    """What can be seen of how an interval was made, whatever the random numbers were."""
+    mean, (low, high) = float((call["a"] - call["b"]).mean()), ends
+    if abs(high - low) <= 1e-9 * standard_error(call):
+        return "one number"
+    return "equally far from the mean" if abs(low + high - 2 * mean) <= 1e-6 * abs(high - low) else "quantiles"
 
 
 def standard_error(arguments: Case) -> float:
@@ -257,6 +315,11 @@ def draw_scores(rng: np.random.Generator, *, few: bool) -> Case:
     difference = rng.exponential(1.0, size=size) - 0.7 if few else rng.normal(0.3, 1.0, size=size)
     a, b = torch.from_numpy(level + difference), torch.from_numpy(level)
     return {"a": a, "b": b, "resamples": RESAMPLES, "seed": int(rng.integers(1000))}
+
+
+def with_seeds(scores: Case) -> Case:
+    """Three calls: with the seed, with another, and with the first again."""
+    return {"calls": [scores | {"seed": scores["seed"] + more} for more in (0, 1, 0)]}
 
 
 WORKED_SCORES = {
@@ -303,7 +366,7 @@ def draw_sweep(rng: np.random.Generator, *, tie: bool) -> Case:
 
     tie: two rates of each objective have the same, highest scores on the seeds that choose.
     """
-    R, S, tuning = 5, 12, 4
+    R, S, tuning = 5, int(rng.integers(10, 14)), int(rng.integers(3, 6))
     rates = np.cumprod(rng.uniform(1.5, 4.0, size=R)).round(3).tolist()
     sweeps = []
     for best in rng.permutation(R - 2)[:2]:
@@ -421,6 +484,21 @@ EXERCISES = (
                 loss_variant(reduce=lambda terms, mask, sizes: terms.mean()),
             ),
             Mistake(
+                "D rewarded",
+                "you add D to the objective; it is taken away, so that distance from the reference costs.",
+                loss_variant(kl_weight=lambda sizes: -1 / sizes),
+            ),
+            Mistake(
+                "the ratio of D upside down",
+                "your D is made of π_θ/π_ref; it has π_ref/π_θ.",
+                loss_variant(kl_of=lambda log_ratio: -log_ratio),
+            ),
+            Mistake(
+                "the old policy learns",
+                "gradient flows into old_logps, where what comes from it cancels what comes from logps: detach it.",
+                loss_variant(old=lambda value: value),
+            ),
+            Mistake(
                 "the reference learns",
                 "a gradient flows into ref_logps: it is a constant (detach).",
                 loss_variant(constant=lambda value: value),
@@ -432,6 +510,7 @@ EXERCISES = (
         function="TrapEnv",
         reference=trap,
         driver="walk_env",
+        judge=judge_walks,
         parts=(
             Part(
                 "whole walks",
@@ -481,26 +560,33 @@ EXERCISES = (
                 "1 + 2 + 4 + … down to the leaves.",
                 LeavesOnly,
             ),
+            Mistake(
+                "one node too many",
+                "your observation space holds one number more than the tree has nodes: these are 2^(depth + 1) − 1.",
+                OneNodeTooMany,
+            ),
         ),
     ),
     Exercise(
         id="lab06.3",
         function="paired_interval",
         reference=paired_interval,
-        driver="twice",
+        driver="each",
         judge=judge_interval,
+        seconds=20.0,  # a loop over the resamples is slow, and right
+        seeded=True,
         parts=(
             Part(
                 "scores that go together",
                 2,
-                lambda rng: draw_scores(rng, few=False),
+                lambda rng: with_seeds(draw_scores(rng, few=False)),
                 "take a − b first, then resample the differences, and take quantiles of the resampled means.",
-                examples=(WORKED_SCORES,),
+                examples=(with_seeds(WORKED_SCORES),),
             ),
             Part(
                 "few seeds, skewed",
                 1,
-                lambda rng: draw_scores(rng, few=True),
+                lambda rng: with_seeds(draw_scores(rng, few=True)),
                 "with few and skewed differences the interval is not symmetric: use quantiles of the means.",
             ),
         ),
@@ -528,6 +614,16 @@ EXERCISES = (
             Mistake("b − a", "it is a − b; yours has the other sign.", other_way_round),
             Mistake("90%", "you cut 5% at each end; a 95% interval leaves 2.5% at each.", ninety_percent),
             Mistake("no seed", "the same seed has to give the same interval: make a generator from it.", without_seed),
+            Mistake(
+                "one seed for all",
+                "your interval is the same for every seed: make the generator from the argument `seed`.",
+                one_seed_for_all,
+            ),
+            Mistake(
+                "the other axis",
+                "you average over the resamples, for each place; take the mean of each resample's S differences.",
+                other_axis,
+            ),
             Mistake(
                 "without replacement",
                 "you draw without replacement, which is the same S differences each time. Draw with it.",

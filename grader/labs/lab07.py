@@ -160,6 +160,13 @@ def correlation_of_orders(x: list[float], y: list[float]) -> float:
     return float(np.corrcoef(*orders)[0, 1])
 
 
+def correlation_by_the_short_formula(x: list[float], y: list[float]) -> float:
+    """1 − 6 Σ d² / (n³ − n), which is right where no values are equal."""
+    ranks = [[(sum(b < a for b in values) + sum(b <= a for b in values) + 1) / 2 for a in values] for values in (x, y)]
+    n = len(x)
+    return 1 - 6 * sum((a - b) ** 2 for a, b in zip(*ranks, strict=True)) / (n**3 - n)
+
+
 def draw_pairs(rng: np.random.Generator, *, ties: bool) -> Case:
     x = rng.exponential(size=9)
     y = np.exp(-x + 0.5 * rng.normal(size=9))
@@ -294,6 +301,11 @@ EXERCISES = (
                 "ties in order",
                 "equal values get different ranks from you; they share the mean rank.",
                 correlation_with_ties_in_order,
+            ),
+            Mistake(
+                "the short formula",
+                "1 − 6 Σ d² / (n³ − n) holds without ties alone: correlate the ranks themselves.",
+                correlation_by_the_short_formula,
             ),
             Mistake(
                 "argsort once",

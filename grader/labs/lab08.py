@@ -1,7 +1,14 @@
-"""Lab 08, silent bugs: the six functions of a training script, right and broken, and who has which."""
+"""Lab 08, silent bugs: the six functions of a training script, right and broken, and the runs that show them.
+
+Which run has which bug stands in grader/truth.json, which the students' archive leaves out: the public check looks at
+the form of a diagnosis alone. `python -m grader.labs.lab08` trains the runs with the script in solutions/ and writes
+grader/labs/lab08_runs.json.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,30 +35,51 @@ CAUSES = {
     "mean of means": "every micro-batch counts alike, however many tokens it holds",
     "rate too small": "the learning rate is too small for the number of updates",
 }
-TRUTH = {
-    "A": "KL rewarded",
-    "B": "mask too short",
-    "C": "mean of means",
-    "D": "no gradient",
-    "E": "padding shared",
-    "F": "std of the batch",
-}
+NAMES = "ABCDEF"  # of the runs with a bug
+KEYS = f"the answer must be a dict with the keys {', '.join(NAMES)}"
+VALUES = "the cause of each run must be one of the keys of CAUSES"
+TRUTH = Path(__file__).parents[1] / "truth.json"
+RECORDED = Path(__file__).with_name("lab08_runs.json")
+
+
+def truth() -> dict[str, str]:
+    """The cause of each run. Raises OSError where the file is not, as in the students' archive."""
+    return json.loads(TRUTH.read_text(encoding="utf-8"))["lab08.1"]
 
 
 def diagnosis() -> dict[str, str]:
-    return dict(TRUTH)
+    """The truth, or where that is not known any answer of the right form."""
+    return truth() if TRUTH.exists() else dict.fromkeys(NAMES, next(iter(CAUSES)))
+
+
+def draw_run(run: str):
+    def draw(rng: np.random.Generator) -> Case:
+        truth()  # nobody is graded without it
+        return {"run": run}
+
+    return draw
 
 
 def judge_diagnosis(arguments: Case, expected: Any, answer: Any) -> str | None:
-    """Judge the form alone where no run is named, so that the public check gives nothing away; else that run."""
-    if not isinstance(answer, dict) or set(answer) != set(TRUTH):
-        return f"the answer must be a dict with the keys {', '.join(TRUTH)}"
-    if unknown := [run for run, cause in answer.items() if cause not in CAUSES]:
-        return f"the cause of run {unknown[0]} must be one of the keys of CAUSES"
-    run = arguments["run"]
-    if run is not None and answer[run] != expected[run]:
-        return f"run {run} has another bug"
-    return None
+    """Judge the form alone where no run is named, so that the public check gives nothing away; else that run.
+
+    Where a mistake's answer stands in for what was expected, an answer is "right" if its form has the same flaw.
+    """
+    flaw, known = _flaw(answer), _flaw(expected)
+    if flaw or known:
+        return None if flaw[:1] == known[:1] else ", got ".join(flaw) or "the form is right"
+    run = arguments.get("run")
+    return f"run {run} has another bug" if run and answer[run] != expected[run] else None
+
+
+def _flaw(answer: Any) -> tuple[str, ...]:
+    """What is wrong with the form of a diagnosis, and what was found there; nothing where it is right."""
+    if not isinstance(answer, dict):
+        return KEYS, repr(answer)[:80]
+    if set(answer) != set(NAMES):
+        return KEYS, ", ".join(map(str, answer))[:80]
+    wrong = [f"{cause!r}"[:80] for cause in answer.values() if not isinstance(cause, str) or cause not in CAUSES]
+    return (VALUES, wrong[0]) if wrong else ()
 
 
 # lab08.2: the mask
@@ -294,21 +322,32 @@ def draw_batch(rng: np.random.Generator, rows: int, micro_batch: int) -> Case:
     return {"losses": losses, "completion_mask": mask, "micro_batch": micro_batch, "wrt": ["losses"]}
 
 
-# The runs whose curves the lab shows: each has one broken function among five right ones
+# The runs whose curves the lab shows: each with one broken function among five right ones
 
 RIGHT = {
     function.__name__: function
     for function in (completion_mask, minigrpo.step_sizes, group_advantages, surrogate, kl_penalty, batch_loss)
 }
-RUNS = {
-    "healthy": RIGHT,
-    "A": RIGHT | {"kl_penalty": kl_rewarded},
-    "B": RIGHT | {"completion_mask": mask_too_short},
-    "C": RIGHT | {"batch_loss": loss_mean_of_means},
-    "D": RIGHT | {"surrogate": surrogate_that_cancels},
-    "E": RIGHT | {"step_sizes": sizes_with_padding},
-    "F": RIGHT | {"group_advantages": advantages_of_the_batch},
+BUGS = {
+    "KL rewarded": {"kl_penalty": kl_rewarded},
+    "mask too short": {"completion_mask": mask_too_short},
+    "mean of means": {"batch_loss": loss_mean_of_means},
+    "no gradient": {"surrogate": surrogate_that_cancels},
+    "padding shared": {"step_sizes": sizes_with_padding},
+    "std of the batch": {"group_advantages": advantages_of_the_batch},
 }
+
+
+def recorded_runs() -> dict[str, list[dict[str, float]]]:
+    """A row of measurements for each update of the healthy run, and of A to F."""
+    columns = json.loads(RECORDED.read_text(encoding="utf-8"))
+    return {
+        run: [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
+        for run, named in columns.items()
+    }
+
+
+RUNS = recorded_runs()
 
 EXERCISES = (
     Exercise(
@@ -317,17 +356,29 @@ EXERCISES = (
         reference=diagnosis,
         driver="lab08_without_arguments",
         judge=judge_diagnosis,
-        parts=tuple(  # no mistakes by name: the check says nothing of right and wrong before it is graded
+        parts=tuple(
             Part(
                 f"run {run}",
                 1,
-                lambda rng, run=run: {"run": run},
+                draw_run(run),
                 f"run {run} has another bug. Look for the column in which it differs from the healthy run.",
                 draws=1,
-                examples=({"run": None},),
+                examples=({},),
                 secret=True,
             )
-            for run in TRUTH
+            for run in NAMES
+        ),
+        mistakes=(  # of form alone: the check says nothing of right and wrong before it is graded
+            Mistake(
+                "other keys",
+                "name a cause for each of the six runs, under its capital letter.",
+                lambda: dict.fromkeys(NAMES.lower(), next(iter(CAUSES))),
+            ),
+            Mistake(
+                "other causes",
+                "a cause is a key of CAUSES, spelt as there.",
+                lambda: dict.fromkeys(NAMES, "bad luck"),
+            ),
         ),
     ),
     Exercise(
@@ -539,3 +590,24 @@ EXERCISES = (
         ),
     ),
 )
+
+
+def record(updates: int = 200) -> dict[str, dict[str, list[float]]]:
+    """Train the runs with the script in solutions/; column by column, in four digits."""
+    from grader.source import read_source
+
+    script: dict[str, Any] = {}
+    for cell in read_source(Path(__file__).parents[2] / "solutions" / "lab08_silent_bugs.py").cells:
+        if cell.cell_type == "code" and "train" not in script:  # what follows looks at the runs
+            exec(compile(cell.source, "<lab08>", "exec"), script)
+    functions = {"healthy": RIGHT} | {run: RIGHT | BUGS[cause] for run, cause in truth().items()}
+    histories = {run: script["train"](own, updates=updates) for run, own in functions.items()}
+    return {
+        run: {name: [float(f"{row[name]:.4g}") for row in rows] for name in rows[0]} for run, rows in histories.items()
+    }
+
+
+if __name__ == "__main__":
+    from minigrpo.files import write_bytes
+
+    write_bytes(RECORDED, json.dumps(record(), ensure_ascii=False).replace("}, ", "},\n").encode() + b"\n")

@@ -89,20 +89,24 @@ def judge_answers(arguments: Case, expected: list, answer: Any) -> str | None:
     if not isinstance(answer, list) or len(answer) != len(expected):
         return "there must be one answer for each text"
     for text, want, got in zip(arguments["completions"], expected, answer, strict=True):
-        number = isinstance(got, (int, float)) and not isinstance(got, bool)
+        number = isinstance(got, (int, float, np.integer, np.floating)) and not isinstance(got, bool)
         if not (got is None if want is None else number and float(got) == want):
             return f"{text!r}: expected {want}, got {got!r}"
     return None
 
 
 def texts(*patterns: str):
-    """Draw texts from patterns: {a}, {b}, {c} are small numbers, {k} one from 1000 on with its comma."""
+    """Draw texts from patterns: {a}, {b}, {c} are small numbers, {k} and {m} thousands and millions with commas.
+
+    {t} and {y} have three and four digits.
+    """
 
     def draw(rng: np.random.Generator) -> Case:
         filled = []
         for pattern in patterns:
             a, b, c = (int(n) for n in rng.integers(2, 100, size=3))
-            filled.append(pattern.format(a=a, b=b, c=c, k=f"{int(rng.integers(1000, 10**6)):,}"))
+            t, y, k, m = (int(rng.integers(10**n, 10 ** (n + 1))) for n in (2, 3, 4, 7))
+            filled.append(pattern.format(a=a, b=b, c=c, t=t, y=y, k=f"{k:,}", m=f"{m:,}"))
         return {"completions": filled}
 
     return draw
@@ -130,28 +134,21 @@ def _useful(success: float, group_size: int) -> bool:
     return 1 - success**group_size - (1 - success) ** group_size >= 0.9
 
 
-def _gb(rows: int, tokens: int, mb_per_token: float) -> float:
-    return rows * tokens * mb_per_token / 1000
+def _gb(rows: int, tokens: int, mb_per_token: float, gb: int = 1000) -> float:
+    return rows * tokens * mb_per_token / gb
 
 
-def _settings(arguments: Case, useful=_useful, start: float | None = None) -> dict[str, int]:
-    completions, success = arguments["completions"], arguments["success"]
-    taken = arguments["model_gb"] if start is None else start
-    group_size = next(G for G in _divisors(completions) if useful(success, G) or completions == G)
-    fits = [
-        b
-        for b in _divisors(completions)
-        if taken + _gb(b, arguments["tokens"], arguments["mb_per_token"]) <= arguments["memory_gb"]
-    ]
-    return {"prompts": completions // group_size, "group_size": group_size, "micro_batch": max(fits, default=1)}
+def settings_with(*, useful=_useful, divisors=_divisors, gb=1000, start=None, otherwise=None):
+    """The settings with one rule exchanged; `otherwise` is G where no divisor does."""
 
+    def settings(completions, success, tokens, memory_gb, model_gb, mb_per_token):
+        sizes = divisors(completions)
+        group_size = next((G for G in sizes if useful(success, G)), otherwise or completions)
+        room = memory_gb - (model_gb if start is None else start)
+        fits = [b for b in sizes if _gb(b, tokens, mb_per_token, gb) <= room]
+        return {"prompts": completions // group_size, "group_size": group_size, "micro_batch": max(fits, default=1)}
 
-def settings_with_one_right(**arguments):
-    return _settings(arguments, useful=lambda p, G: 1 - (1 - p) ** G >= 0.9)
-
-
-def settings_that_ignore_the_model(**arguments):
-    return _settings(arguments, start=0.0)
+    return settings
 
 
 def settings_for_whole_batches(**arguments):
@@ -159,41 +156,60 @@ def settings_for_whole_batches(**arguments):
 
 
 def settings_of_groups(**arguments):
-    found = choose_settings(**arguments)
-    return found | {"prompts": arguments["completions"]}
+    return choose_settings(**arguments) | {"prompts": arguments["completions"]}
 
 
 def judge_settings(arguments: Case, expected: dict, answer: Any) -> str | None:
     """Judge the rules one after the other, and name the one that is broken."""
-    if answer == expected:
-        return None
     if not isinstance(answer, dict) or set(answer) != set(expected):
         return f"the answer must be a dict with the keys {', '.join(expected)}"
-    if any(type(value) is not int or value < 1 for value in answer.values()):
-        return "prompts, group_size and micro_batch must be whole numbers of at least 1"
+    for name, value in answer.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            return f"{name} must be a whole number of at least 1, got {value!r}"[:200]
+    if answer == expected:
+        return None
     if answer["prompts"] * answer["group_size"] != arguments["completions"]:
         return "prompts × group_size must be the number of completions"
     for name, why in (
-        ("group_size", "is not the smallest divisor with which 90% of groups have rewards that differ"),
+        ("group_size", "is not the smallest divisor with which 90% of groups have rewards that differ, or all of them"),
         ("micro_batch", "is not the largest divisor that fits into the memory"),
     ):
         if answer[name] != expected[name]:
             return f"{name} {answer[name]} {why}"
-    return None
+    return "prompts must be the number of completions, divided by group_size"
 
 
-def draw_machine(success: tuple[float, float], rows: tuple[float, float]):
-    """Draw a machine and a task: the chance of success, and the rows that its memory holds beside the model."""
+def draw_machine(success: tuple[float, float], rows: float | None = None, completions: tuple[int, ...] = (48, 96)):
+    """Draw a machine and a task: the chance of success, and the rows that its memory holds beside the model.
+
+    rows None: nearly 8 or 16, so that of 48 or 96 completions the most that divides is 6 or 12.
+    """
 
     def draw(rng: np.random.Generator) -> Case:
         tokens, mb = int(rng.integers(8, 40)) * 16, round(float(rng.uniform(0.2, 2.0)), 2)
         model_gb = round(float(rng.uniform(1.0, 3.0)), 1)
-        memory_gb = round(model_gb + _gb(1, tokens, mb) * float(rng.uniform(*rows)), 3)
+        held = rows or float(rng.choice([8, 16]) * rng.uniform(0.985, 0.995))
         chance = round(float(rng.uniform(*success)), 3)
-        found = {"completions": int(rng.choice([48, 64, 96])), "success": chance, "tokens": tokens}
-        return found | {"memory_gb": memory_gb, "model_gb": model_gb, "mb_per_token": mb}
+        return {
+            "completions": int(rng.choice(completions)),
+            "success": chance,
+            "tokens": tokens,
+            "memory_gb": round(model_gb + _gb(1, tokens, mb) * held, 5),
+            "model_gb": model_gb,
+            "mb_per_token": mb,
+        }
 
     return draw
+
+
+WORKED_MACHINE = {
+    "completions": 64,
+    "success": 0.5,
+    "tokens": 200,
+    "memory_gb": 4.0,
+    "model_gb": 2.0,
+    "mb_per_token": 0.5,
+}
 
 
 # lab09.3: the adapter
@@ -228,6 +244,8 @@ EXERCISES = (
                     "\\boxed{{{a}}}, thus {b}",
                     "\\boxed{{{a}}} or \\boxed{{{b}}}. I tried {c} ways.",
                     "\\boxed{{none}} {c}",
+                    "\\boxed{{{a}}}, no: \\boxed{{none}}",
+                    "\\boxed{{{a} or {b}}}, after {c} tries",
                 ),
                 "the last \\boxed{…} goes before all numbers outside of boxes; a box without a number holds no answer.",
                 examples=({"completions": ["\\boxed{7} after 3 tries"]},),
@@ -235,15 +253,21 @@ EXERCISES = (
             Part(
                 "signs",
                 1,
-                texts("{a}-{b}", "={a}+{b}=-{c}", "x-{c}", "(-{a})", "\\boxed{{-{c}}}", "({a})-{b}"),
+                texts(
+                    *("{a}-{b}", "={a}+{b}=-{c}", "x-{c}", "X-{c}", "(-{a})", "\\boxed{{-{c}}}"),
+                    *("({a})-{b}", "{a} - {b}", "{a} -{b}"),
+                ),
                 "a minus is a sign, unless a digit, a letter or a closing bracket stands right before it.",
                 examples=({"completions": ["10-3", "=-3"]},),
             ),
             Part(
                 "commas and decimals",
                 2,
-                texts("{k} in all", "{a}, {b}", "{a}.{b}", "{k}.{a}", "{a}.", "{a},{b}", "-{k}"),
-                "1,000 is one number, but 1, 2 and 1,2 are two; 27. ends a sentence, 27.5 is a decimal.",
+                texts(
+                    *("{k} in all", "{m} of {m}", "{a}, {b}", "{a}.{b}", "{k}.{a}", "{a}.", "{a},{b}", "-{k}"),
+                    *("{a},{y}", "{y},{t}"),
+                ),
+                "1,000 is one number, but 1, 2 and 1,2 and 7,2024 are two; 27. ends a sentence, 27.5 is a decimal.",
                 examples=({"completions": ["1,000", "1, 2", "27."]},),
             ),
         ),
@@ -277,30 +301,28 @@ EXERCISES = (
         parts=(
             Part(
                 "an ordinary task",
-                2,
-                draw_machine((0.2, 0.8), (3.2, 40.0)),
+                1,
+                draw_machine((0.2, 0.8)),
                 "take the smallest group and the largest micro-batch that the rules allow, both divisors.",
-                examples=(
-                    {
-                        "completions": 64,
-                        "success": 0.5,
-                        "tokens": 200,
-                        "memory_gb": 4.0,
-                        "model_gb": 2.0,
-                        "mb_per_token": 0.5,
-                    },
-                ),
+                examples=(WORKED_MACHINE,),
             ),
             Part(
                 "a task that nearly always works",
                 1,
-                draw_machine((0.9, 0.97), (3.2, 40.0)),
+                draw_machine((0.9, 0.95)),
                 "a group in which all are right teaches as little as one in which all are wrong.",
+            ),
+            Part(
+                "a hard task and a small update",
+                1,
+                draw_machine((0.12, 0.17), completions=(12,)),
+                "where no divisor makes it at most 0.1, one group holds all: G = `completions`.",
+                examples=(WORKED_MACHINE | {"completions": 12, "success": 0.15},),
             ),
             Part(
                 "little memory",
                 1,
-                draw_machine((0.2, 0.8), (1.05, 1.9)),
+                draw_machine((0.1, 0.4), rows=1.5),
                 "the model itself takes memory; what is left holds rows of all their tokens.",
             ),
         ),
@@ -308,11 +330,30 @@ EXERCISES = (
             Mistake(
                 "all right counts",
                 "you ask for one right completion in a group. If all are right their rewards are equal, too.",
-                settings_with_one_right,
+                settings_with(useful=lambda p, G: (1 - p) ** G <= 0.1),
             ),
             Mistake(
-                "model forgotten", "the model takes its share of the memory first.", settings_that_ignore_the_model
+                "all wrong counts",
+                "you ask for one wrong completion in a group. If all are wrong their rewards are equal, too.",
+                settings_with(useful=lambda p, G: p**G <= 0.1),
             ),
+            Mistake(
+                "no group is large enough",
+                "where no divisor makes it at most 0.1, G is `completions`; yours is 1.",
+                settings_with(otherwise=1),
+            ),
+            Mistake(
+                "powers of two",
+                "you try powers of two alone; 48 is divided by 3, 6, 12 and 24, too.",
+                settings_with(divisors=lambda n: [d for d in _divisors(n) if d & (d - 1) == 0]),
+            ),
+            Mistake(
+                "no divisors",
+                "group_size and micro_batch have to divide `completions`.",
+                settings_with(divisors=lambda n: range(1, n + 1)),
+            ),
+            Mistake("1024", "1 GB is 1000 MB here, not 1024.", settings_with(gb=1024)),
+            Mistake("model forgotten", "the model takes its share of the memory first.", settings_with(start=0.0)),
             Mistake(
                 "no micro-batches",
                 "the whole batch does not fit: a row takes memory for each of its `tokens` tokens.",
