@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ import torch
 
 from grader.feedback import final_grades, write_manual
 from grader.grade import grade_folder, grade_submission, load_manifest
-from grader.submission import SubmissionError, read_submission
+from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import check_writable, write_json, write_text
 
-LABS = Path("labs")
+ROOT = Path(__file__).resolve().parent.parent
+LABS = Path("labs")  # of the course's folder, where instructors work
 INTERRUPTED = 130  # by Ctrl-C
 
 
@@ -45,12 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("check", run_check, "run the public cases of a lab on your notebook")
-    sub.add_argument("lab", help="as in lab02")
-    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ unless given)")
+    sub.add_argument("lab", help="as in lab02, or your notebook")
+    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ or here unless given)")
 
     sub = command("submit", run_submit, "pack your notebook to hand it in, finished or not")
-    sub.add_argument("lab", help="as in lab02")
-    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ unless given)")
+    sub.add_argument("lab", help="as in lab02, or your notebook")
+    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ or here unless given)")
     sub.add_argument(
         "--files", type=Path, metavar="DIR", help="the folder with a run's files, where the lab asks for some"
     )
@@ -106,25 +108,34 @@ def run_submit(arguments: argparse.Namespace) -> int:
     """Write the zip to hand in."""
     from grader.local import pack
 
-    out = arguments.out or Path(f"{arguments.lab}.zip")
+    path, lab, entry = _notebook(arguments)
+    out = arguments.out or Path(f"{lab}.zip")
     check_writable(out)
-    print("\n".join(pack(*_notebook(arguments), arguments.files, out)))
+    print("\n".join(pack(path, lab, entry, arguments.files, out)))
     return 0
 
 
 def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:
-    entry = _entry(arguments.lab)
-    path = arguments.notebook or LABS / entry["notebook"]
+    """A student's notebook, its lab and the lab's entry: named, or else in labs/ or where the command is typed."""
+    lab, entry = _entry(arguments.lab)
+    name = entry["notebook"]
+    path = arguments.notebook or Path(arguments.lab)
+    if arguments.notebook is None and not (is_notebook(path.name) or is_zip(path.name)):
+        path = LABS / name if (LABS / name).is_file() else Path(name)
     if not path.is_file():
-        raise ValueError(f"no notebook {path}: name yours, or run this in the course's folder")
-    return path, arguments.lab, entry
+        raise ValueError(f"no notebook {path}: name yours, as in `python -m grader {arguments.command} {lab} NOTEBOOK`")
+    return path, lab, entry
 
 
-def _entry(lab: str) -> dict:
-    manifest = load_manifest(LABS)
+def _entry(text: str) -> tuple[str, dict]:
+    """The lab that a user means, by its number or its notebook, and its entry in the manifest."""
+    beside = ROOT / LABS  # the labs that this grader was made for, wherever the command is typed
+    manifest = load_manifest(beside if (beside / "manifest.json").is_file() else LABS)
+    number = re.fullmatch(r"(?:lab[ _-]?)?(\d\d?)|lab(\d\d)\D.*", Path(text).name.lower())
+    lab = f"lab{int(number[1] or number[2]):02}" if number else text
     if lab not in manifest:
-        raise ValueError(f"lab must be one of {', '.join(manifest)}, got {lab!r}")
-    return manifest[lab]
+        raise ValueError(f"lab must be one of {', '.join(manifest)}, got {text!r}")
+    return lab, manifest[lab]
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -162,21 +173,12 @@ def run_release(arguments: argparse.Namespace) -> int:
 
 def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder and print a line for each student."""
-    entry, seed, isolation = _prepare(arguments)
+    lab, entry, seed, isolation = _prepare(arguments)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
-    progress = sys.stderr.isatty() and not arguments.quiet
+    options = {"jobs": arguments.jobs, "progress": sys.stderr.isatty() and not arguments.quiet}
+    results = grade_folder(arguments.submissions, lab, {lab: entry}, seed, arguments.out, isolation, **options)
     write_text(arguments.out / "seed", f"{seed}\n")
-    results = grade_folder(
-        arguments.submissions,
-        arguments.lab,
-        load_manifest(LABS),
-        seed,
-        arguments.out,
-        isolation,
-        jobs=arguments.jobs,
-        progress=progress,
-    )
     for result in results:
         write_manual(result, entry, arguments.out)
     for grade in final_grades(arguments.out):
@@ -192,11 +194,11 @@ def _open(grade: dict) -> str:
     return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
 
 
-def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:
-    """The lab's entry, the seed and the isolation to grade with."""
+def _prepare(arguments: argparse.Namespace) -> tuple[str, dict, int, str]:
+    """The lab, its entry, the seed and the isolation to grade with."""
     from grader.sandbox import best_isolation
 
-    entry = _entry(arguments.lab)
+    lab, entry = _entry(arguments.lab)
     isolation = best_isolation()
     if isolation != "bubblewrap" and not arguments.accept_reduced:
         raise ValueError(
@@ -210,7 +212,7 @@ def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:
         seed = 1 + secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     if seed < 1:
         raise ValueError(f"--seed must be at least 1, got {seed} (0 draws the public cases)")
-    return entry, seed, isolation
+    return lab, entry, seed, isolation
 
 
 def run_gradescope(arguments: argparse.Namespace) -> int:
@@ -220,12 +222,12 @@ def run_gradescope(arguments: argparse.Namespace) -> int:
     from grader.grade import result
 
     write_json(arguments.out, nothing_yet())
-    entry, seed, isolation = _prepare(arguments)
+    lab, entry, seed, isolation = _prepare(arguments)
     try:
-        submission = read_submission(arguments.submission, "submission", entry, _extra(arguments.lab))
-        graded = grade_submission(submission, arguments.lab, entry, seed, isolation)
+        submission = read_apart(arguments.submission, "submission", entry, _extra(lab))
+        graded = grade_submission(submission, lab, entry, seed, isolation)
     except SubmissionError as error:
-        graded = result("submission", arguments.lab, "", seed, isolation, [], problem=str(error))
+        graded = result("submission", lab, "", seed, isolation, [], problem=str(error))
     write_json(arguments.out, gradescope(merge(graded, {})))
     return 0
 
@@ -242,7 +244,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     grades = final_grades(arguments.grades)
     out = arguments.out or arguments.grades / "export" / arguments.format
-    title = _entry(grades[0]["lab"])["title"]
+    title = _entry(grades[0]["lab"])[1]["title"]
     written = {
         "gradescope": lambda: exports.export_gradescope(grades, out),
         "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, out),
