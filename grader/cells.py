@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 LARGEST_CELL = 100_000  # characters of code
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading a source may raise
+ANYTHING = "*"  # what `from math import *` makes
 OF_PYTHON = ("time", "timeit", "prun", "capture")  # cell magics whose body is run as it stands; others are no code
 
 
@@ -127,6 +128,8 @@ def statements(cells: Iterable[Cell], modules: frozenset[str]) -> list[Cell]:
             source = _segment(lines, node)
             defines, reads = _names(source)
             defines |= _changed(node) - modules
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == ANYTHING:
+                defines = frozenset({ANYTHING})
             found.append(Cell((cell.place[0], number), cell.label, source, defines, reads))
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 import warnings
 import zipfile
@@ -146,6 +148,8 @@ def test_a_byte_order_mark_does_not_matter(tmp_path):
         "import functools\n@functools.cache\ndef helper():\n    'é'; return 5; print('ü')",
         "a = 'é'; helper = lambda: 5; print(a)",
         "helper = lambda: 4\nhelper = lambda: 5",
+        "from math import *\nhelper = lambda: floor(5.5)",
+        "%matplotlib inline\nhelper = lambda: 5\n!ls",
     ],
 )
 def test_an_exercise_gets_what_makes_the_names_it_reads(tmp_path, helper):
@@ -448,6 +452,18 @@ def test_what_python_says_of_a_students_code_is_not_printed(tmp_path, capfd):
 
 
 # The student's commands
+
+
+def test_a_terminal_without_some_letters_gets_the_rest(tmp_path):
+    """In a process of its own, in a folder far from the course."""
+    wrong = thirty.notebook(lab02_2=thirty.EQUAL_TOKENS)
+    write(tmp_path, NAME, nbformat.writes(wrong))
+    command = [sys.executable, "-m", "grader", "check", NAME]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(thirty.ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"of ?random groups?:" in done.stdout
+    assert b"lab02.5: written" in done.stdout
 
 
 @pytest.fixture
