@@ -334,7 +334,8 @@ def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[s
     limits = {"RLIMIT_CPU": MOST_SECONDS, "RLIMIT_AS": MOST_MEMORY}
     request = json.dumps([os.fspath(path.absolute()), student, entry, list(extra_files), limits])
     command = [sys.executable, "-c", APART, str(here)]
-    done = subprocess.run(command, input=request.encode(), capture_output=True, cwd=here.parent)
+    options = {"capture_output": True, "cwd": here.parent, "start_new_session": True}  # Ctrl-C is for the grader
+    done = subprocess.run(command, input=request.encode(), **options)
     if done.returncode < 0:  # ended by a limit
         raise SubmissionError(TOO_HARD.format(path.name))
     if done.returncode:
@@ -356,7 +357,10 @@ def serve() -> None:
     if sys.platform == "darwin":  # which takes no limit of addresses
         del limits["RLIMIT_AS"]
     for name, most in limits.items():
-        resource.setrlimit(getattr(resource, name), (most, most))
+        kind = getattr(resource, name)
+        given = resource.getrlimit(kind)[1]
+        most = most if given == resource.RLIM_INFINITY else min(most, given)
+        resource.setrlimit(kind, (most, most))
     try:
         reply = dataclasses.asdict(read_submission(Path(place), student, entry, extra_files))
         text = json.dumps(reply, default=lambda v: base64.b64encode(v).decode() if isinstance(v, bytes) else sorted(v))
