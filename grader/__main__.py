@@ -6,8 +6,6 @@ import sys
 from grader.cli import INTERRUPTED, main
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a name may hold letters that the terminal does not have
     status = main()
     if status == INTERRUPTED:  # at once: the workers of threads that still grade end with us, and results are whole
         os._exit(status)

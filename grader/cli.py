@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import secrets
 import sys
@@ -11,18 +12,21 @@ from pathlib import Path
 
 import torch
 
-from grader.feedback import final_grades, write_manual
-from grader.grade import grade_folder, grade_submission, load_manifest
+from grader.feedback import check_folder, final_grades, left_out, rubrics, set_mark, write_manual, write_run
+from grader.grade import grade_folder, grade_submission, load_manifest, readable
 from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import check_writable, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-LABS = Path("labs")  # of the course's folder, where instructors work
+LABS, SOLUTIONS = Path("labs"), Path("solutions")  # of the course's folder, where instructors work
 INTERRUPTED = 130  # by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a verification that failed, 2 for a user's mistake, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a student's letters shows their numbers
+            stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     torch.set_num_threads(1)  # tensors of a case are too small for more
     try:
@@ -75,6 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("gradescope", run_gradescope, "grade one submission inside Gradescope's container")
     sub.add_argument("submission", type=Path, help="/autograder/submission")
     _grading_options(sub)
+
+    sub = command("mark", run_mark, "mark one written question for the whole class, in the terminal")
+    sub.add_argument("grades", type=Path, help="the folder that grade wrote")
+    sub.add_argument("exercise", help="as in lab02.4")
 
     sub = command("export", run_export, "write grades, a person's marks included, for another system")
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
@@ -150,7 +158,7 @@ def run_build(arguments: argparse.Namespace) -> int:
     """Write labs/ from solutions/, or find what is stale."""
     from grader.source import build, stale
 
-    made = build(Path("solutions"), LABS)
+    made = build(SOLUTIONS, LABS)
     if arguments.verify:
         old = stale(made, LABS)
         print(
@@ -176,22 +184,73 @@ def run_grade(arguments: argparse.Namespace) -> int:
     lab, entry, seed, isolation = _prepare(arguments)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
+    check_folder(arguments.out, lab)
     options = {"jobs": arguments.jobs, "progress": sys.stderr.isatty() and not arguments.quiet}
     results = grade_folder(arguments.submissions, lab, {lab: entry}, seed, arguments.out, isolation, **options)
     write_text(arguments.out / "seed", f"{seed}\n")
+    results = list(results)  # all of them, before a form that can't be read ends the command
+    write_run(arguments.out, results)
+    texts = rubrics(SOLUTIONS, lab)
     for result in results:
-        write_manual(result, entry, arguments.out)
+        write_manual(result, entry, arguments.out, texts)
     for grade in final_grades(arguments.out):
         rest = f"not graded: {grade['problem']}" if grade["problem"] else _open(grade)
         print(f"{grade['student']:24} {grade['earned']:5g} of {grade['points']}  {rest}")
+    print("".join(f"{line}\n" for line in _left_out(arguments.out)), end="")
     print(f"seed {seed}, isolation: {isolation}; results in {arguments.out}/auto, your marks in {arguments.out}/manual")
     return 0
 
 
 def _open(grade: dict) -> str:
     unmarked = [row["id"] for row in grade["exercises"] if row["open"]]
-    stale = "marks for an earlier submission" if grade["stale"] else ""
+    stale = "marks for an earlier submission, look again" if grade["stale"] else ""
     return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
+
+
+def run_mark(arguments: argparse.Namespace) -> int:
+    """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
+    grades = final_grades(arguments.grades)
+    name, entry = _entry(grades[0]["lab"])
+    texts = rubrics(SOLUTIONS, name)
+    lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
+    if arguments.exercise not in lab:
+        has = ", ".join(lab) or "none"
+        raise ValueError(f"{name} has no written question {arguments.exercise!r}, it has {has}")
+    question = lab[arguments.exercise]
+    rows = [(grade, row) for grade in grades for row in grade["exercises"] if row["id"] == arguments.exercise]
+    waiting = [(grade, row) for grade, row in rows if row["open"] or row["stale"]]
+    print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
+    try:
+        for number, (grade, row) in enumerate(waiting, start=1):
+            before = f", {row['earned']:g} point{'s' * (row['earned'] != 1)} before" if row["stale"] else ""
+            print(f"\n[{number} of {len(waiting)}] {grade['student']}{before}\n\n{readable(row['answer'] or '')}\n")
+            if (points := _ask_points(question["points"])) is not None:
+                comment = input("comment: ").strip()
+                write_manual(grade, entry, arguments.grades, texts)  # where `grade` was stopped before it wrote them
+                set_mark(grade, arguments.exercise, points, comment, arguments.grades)
+    except EOFError:
+        print()
+    return 0
+
+
+def _ask_points(most: int) -> float | None:
+    """A number of points from the keyboard, None for an empty line."""
+    while True:
+        said = input(f"points, 0 to {most} (Enter: later): ").strip()
+        if not said:
+            return None
+        try:
+            points = float(said)
+        except ValueError:
+            continue
+        if 0 <= points <= most:
+            return int(points) if points.is_integer() else points
+
+
+def _left_out(out: Path) -> list[str]:
+    """A line about results that count no more."""
+    gone = ", ".join(left_out(out))
+    return [f"left out, not among the submissions of the last grading: {gone}"] if gone else []
 
 
 def _prepare(arguments: argparse.Namespace) -> tuple[str, dict, int, str]:
@@ -241,18 +300,27 @@ def _extra(lab: str) -> list[str]:
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the final grades in another system's format."""
     from grader import exports
+    from grader.report import headings
 
     grades = final_grades(arguments.grades)
     out = arguments.out or arguments.grades / "export" / arguments.format
-    title = _entry(grades[0]["lab"])[1]["title"]
+    _, entry = _entry(grades[0]["lab"])
+    names = arguments.grades / "names.csv"
     written = {
         "gradescope": lambda: exports.export_gradescope(grades, out),
-        "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, out),
-        "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, out),
+        "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),
+        "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
         "csv": lambda: exports.export_csv(grades, out),
-        "html": lambda: exports.export_html(grades, title, out),
+        "html": lambda: exports.export_html(grades, entry, headings(LABS / entry["notebook"]), out),
     }[arguments.format]()
     unmarked = sum(row["open"] for grade in grades for row in grade["exercises"])
     note = f"; {unmarked} written answers have no mark yet" if unmarked else ""
     print(f"wrote {len(written)} file{'s' * (len(written) != 1)} into {out}{note}")
+    said = {
+        "no grade, as the grader failed: mark by hand": [g["student"] for g in grades if g["ungraded"]],
+        "0 points, as it can't be read": [g["student"] for g in grades if g["problem"] and not g["ungraded"]],
+        "marks for an earlier submission, look again": [g["student"] for g in grades if g["stale"]],
+    }
+    lines = [f"{what}: {', '.join(students)}" for what, students in said.items() if students]
+    print("".join(f"{line}\n" for line in [*lines, *_left_out(arguments.grades)]), end="")
     return 0

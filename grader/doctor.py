@@ -26,7 +26,7 @@ NEEDED = {  # a package, and what has need of it; the versions stand in requirem
     "math_verify": "answers that are formulas",
 }
 PACKAGES = {"yaml": "pyyaml", "reasoning_gym": "reasoning-gym", "math_verify": "math-verify"}  # other names on PyPI
-PYTHONS = (3, 10), (3, 13)
+PYTHONS = (3, 10), (3, 14)  # the oldest that works, the newest that was tried
 FREE_GB = 1.0  # a cached SmolLM2 and some runs
 
 Finding = tuple[bool, str, str]  # works; what; what is there, or what to do
@@ -43,9 +43,12 @@ def report() -> str:
 
 def _python() -> list[Finding]:
     low, high = (".".join(map(str, version)) for version in PYTHONS)
-    right = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return [(right, "Python", found if right else f"{found}: take one from {low} to {high}")]
+    if sys.version_info[:2] < PYTHONS[0]:
+        return [(False, "Python", f"{found}: take one from {low} to {high}")]
+    if sys.version_info[:2] > PYTHONS[1]:
+        found += f"; newer than {high}, the newest that was tried"
+    return [(True, "Python", found)]
 
 
 def _torch() -> list[Finding]:
@@ -60,7 +63,7 @@ def _torch() -> list[Finding]:
         gpu = "Apple"
     else:
         gpu = "none; no lab needs one"
-    threads = f"{torch.get_num_threads()} of torch on {cores} cores"
+    threads = f"{torch.get_num_threads()} of torch on {cores} cores; lessons, labs and the toy commands take one"
     return [(True, "torch", torch.__version__), (True, "threads", threads), (True, "GPU", gpu)]
 
 

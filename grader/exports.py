@@ -6,22 +6,36 @@ assignment gives out and takes back; a CSV for everything else.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from grader.feedback import feedback_lines, html_report
+from grader.feedback import feedback_lines, said
+from grader.report import html_report
+from grader.roster import Keys, Roster, cell, csv_text, match, read_roster
 from minigrpo.files import write_json, write_text
 
 CANVAS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
+CANVAS_KEYS = Keys(  # lastnamefirstname_[LATE_]userid_submissionid_theirfile
+    form=r"(?P<name>.+?)_(?:LATE_)?(?P<number>\d+)_(?P<sure>\d+_)?",
+    number="ID",
+    label="",
+    names=("Student",),
+    ids=("ID", "SIS User ID", "SIS Login ID"),
+)
+MOODLE_KEYS = Keys(  # Full name_participant_assignsubmission_file_
+    form=r"(?P<name>.+?)_(?P<number>\d+)_(?P<sure>assignsubmission_)?",
+    number="Identifier",
+    label=r"\D*",
+    names=("Full name",),
+    ids=("Identifier", "Email address", "ID number", "Username"),
+)
 
 
-def cell(text: object) -> str:
-    """Make a text safe for a spreadsheet: one that begins like a formula is shown, not computed."""
-    text = str(text)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+def points(grade: Mapping) -> str:
+    """A grade as a cell; an empty one, which changes nothing there, where the grader failed and nobody has marked."""
+    return "" if grade["ungraded"] else f"{grade['earned']:g}"
 
 
 def gradescope(grade: Mapping) -> dict:
@@ -34,7 +48,7 @@ def gradescope(grade: Mapping) -> dict:
                 "score": part["earned"],
                 "max_score": part["points"],
                 "status": "passed" if part["passed"] else "failed",
-                "output": part["feedback"],
+                "output": said(part),
                 "visibility": "visible",
             }
             for part in row["parts"]
@@ -64,9 +78,9 @@ def export_gradescope(grades: Sequence[Mapping], out: Path) -> list[Path]:
     return [write_json(out / grade["student"] / "results.json", gradescope(grade)) for grade in grades]
 
 
-def export_html(grades: Sequence[Mapping], title: str, out: Path) -> list[Path]:
-    """Write out/<student>.html for each."""
-    return [write_text(out / f"{grade['student']}.html", html_report(grade, title)) for grade in grades]
+def export_html(grades: Sequence[Mapping], entry: Mapping, headings: Mapping[str, str], out: Path) -> list[Path]:
+    """Write out/<student>.html for each. Args: entry: the lab in the manifest; headings: that of each exercise."""
+    return [write_text(out / f"{grade['student']}.html", html_report(grade, entry, headings)) for grade in grades]
 
 
 def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
@@ -77,7 +91,7 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
         [
             cell(grade["student"]),
             grade["lab"],
-            f"{grade['earned']:g}",
+            points(grade),
             grade["points"],
             *(f"{row['earned']:g}" for row in grade["exercises"]),
             " ".join(row["id"] for row in grade["exercises"] if row["open"]),
@@ -88,102 +102,91 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
         ]
         for grade in grades
     ]
-    return [write_text(out / "grades.csv", _csv([header, *rows]))]
+    return [write_text(out / "grades.csv", "\ufeff" + csv_text([header, *rows]))]  # Excel reads UTF-8 by its mark
 
 
-def export_canvas(grades: Sequence[Mapping], assignment: str, roster: Path | None, out: Path) -> list[Path]:
+def export_canvas(
+    grades: Sequence[Mapping], assignment: str, roster: Path | None, names: Path, out: Path
+) -> list[Path]:
     """Write out/canvas.csv, to import into Canvas's gradebook.
 
     Args: assignment: the column's name there, as in "Lab 02 (12345)"; roster: the gradebook as Canvas exports it, which
-        gives each student's name and ids; without it the students' names alone stand in the file.
-    Raises: ValueError for an assignment without its number, a roster without Canvas's columns, a student not in it.
+        gives each student's name and ids; without it the students' names alone stand in the file; names: names.csv.
+    Raises: ValueError for an assignment without its number, a roster without Canvas's columns, students not in it.
     """
     if not re.fullmatch(r".+ \(\d+\)", assignment):
         raise ValueError(
             f"--assignment must be the column's name in Canvas, as in 'Lab 02 (12345)', got {assignment!r}"
         )
-    points = grades[0]["points"]
-    rows = [["Points Possible".rjust(19), "", "", "", "", points]]
+    rows = [["Points Possible".rjust(19), "", "", "", "", grades[0]["points"]]]
     if roster is None:
-        found = [dict.fromkeys(CANVAS, "") | {"Student": grade["student"]} for grade in grades]
+        found = [{"Student": grade["student"]} for grade in grades]
     else:
-        found = _match(grades, _people(roster, ("Student", "ID"), skip="Points Possible"), CANVAS_KEYS, roster)
+        gradebook = read_roster(roster, ("Student", "ID"))
+        people = [row for row in gradebook.rows if row["ID"] or not _no_student(row["Student"])]
+        found = match(_students(grades), replace(gradebook, rows=people), CANVAS_KEYS, names)
     for grade, person in zip(grades, found, strict=True):
-        rows.append([*(cell(person.get(name, "")) for name in CANVAS), f"{grade['earned']:g}"])
-    return [write_text(out / "canvas.csv", _csv([[*CANVAS, assignment], *rows]))]
+        rows.append([*(cell(person.get(name, "")) for name in CANVAS), points(grade)])
+    return [write_text(out / "canvas.csv", csv_text([[*CANVAS, assignment], *rows]))]
 
 
-def export_moodle(grades: Sequence[Mapping], worksheet: Path | None, out: Path) -> list[Path]:
-    """Write out/moodle.csv, the downloaded worksheet with Grade and Feedback comments filled in, and a plain CSV.
+def _no_student(name: str) -> bool:
+    """Canvas puts two rows without an id before the students: whether grades are posted by hand, and the points."""
+    return name.strip() in ("", "Points Possible")
 
-    Args: worksheet: Moodle's grading worksheet; without it only the plain CSV is written.
-    Raises: ValueError for a worksheet without Moodle's columns, or a student who is not in it.
+
+def export_moodle(grades: Sequence[Mapping], worksheet: Path | None, names: Path, out: Path) -> list[Path]:
+    """Write out/moodle.csv, the downloaded worksheet with grades and feedback filled in, and a plain CSV.
+
+    Args: worksheet: Moodle's grading worksheet; without it only the plain CSV is written; names: names.csv.
+    Raises: ValueError for a worksheet whose columns can't be told apart, or students who are not in it.
     """
-    lines = {grade["student"]: "\n".join(feedback_lines(grade)) for grade in grades}
-    people = None if worksheet is None else _people(worksheet, ("Identifier", "Full name", "Grade"))
+    lines = {grade["student"]: cell("\n".join(feedback_lines(grade))) for grade in grades}
     plain, written = [["Email address", "ID number", "Grade", "Feedback"]], []
-    found = [{} for _ in grades] if people is None else _match(grades, people, MOODLE_KEYS, worksheet)
+    found, keys = [{} for _ in grades], MOODLE_KEYS
+    if worksheet is not None:
+        sheet = read_roster(worksheet)
+        keys, for_grade, for_feedback = moodle_columns(sheet)
+        found = match(_students(grades), sheet, keys, names)
     for grade, person in zip(grades, found, strict=True):
-        if person:
-            person["Grade"] = f"{grade['earned']:g}"
-            person["Feedback comments"] = cell(lines[grade["student"]])
-        address = person.get("Email address", "" if "@" not in grade["student"] else grade["student"])
-        number = person.get("ID number", "" if "@" in grade["student"] else grade["student"])
-        plain.append([cell(address), cell(number), f"{grade['earned']:g}", cell(lines[grade["student"]])])
-    if people:
-        header = list(people[0]) if "Feedback comments" in people[0] else [*people[0], "Feedback comments"]
-        rows = [[person.get(name, "") for name in header] for person in people]
-        written.append(write_text(out / "moodle.csv", _csv([header, *rows])))
-    return [*written, write_text(out / "moodle_plain.csv", _csv(plain))]
+        by_address = "@" in grade["student"]
+        addresses = [person[column] for column in keys.ids if "@" in person.get(column, "")]
+        address = [*addresses, grade["student"] if by_address else ""][0]
+        number = person.get("ID number", "" if by_address else grade["student"])
+        plain.append([cell(address), cell(number), points(grade), lines[grade["student"]]])
+        if person and not grade["ungraded"]:
+            person |= {for_grade: points(grade), for_feedback: lines[grade["student"]]}
+    if worksheet is not None:
+        header = [*sheet.header, *([] if for_feedback in sheet.header else [for_feedback])]
+        rows = [[person.get(name, "") for name in header] for person in sheet.rows]
+        written.append(write_text(out / "moodle.csv", csv_text([header, *rows], sheet.delimiter)))
+    return [*written, write_text(out / "moodle_plain.csv", csv_text(plain))]
 
 
-CANVAS_KEYS = ("ID", "SIS Login ID", "SIS User ID", "Student")
-MOODLE_KEYS = ("Identifier", "Email address", "ID number", "Username", "Full name")
+def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
+    """Where Moodle's worksheet says who a person is, and its columns for the grade and for feedback.
 
-
-def _people(path: Path, needed: Iterable[str], skip: str | None = None) -> list[dict]:
-    """The rows of a roster. Raises ValueError for missing columns or a file that is no CSV."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read as a CSV: {error}") from error
-    missing = [name for name in needed if not rows or name not in rows[0]]
-    if missing:
+    A site in another language calls them otherwise. Then they are told by what they hold: the first is the identifier,
+    the grade stands before its maximum, which is one number in all rows, and people are named between the two.
+    Raises: ValueError where that leaves a doubt.
+    """
+    if {"Identifier", "Grade"} <= set(sheet.header):
+        return MOODLE_KEYS, "Grade", "Feedback comments"
+    places = range(2, len(sheet.header))
+    values = {at: {row[sheet.header[at]] for row in sheet.rows} for at in places}
+    maximum = [at for at in places if len(values[at]) == 1 and re.fullmatch(r"\d+([.,]\d+)?", *values[at])]
+    identified = all(re.search(r"\d$", row[sheet.header[0]]) for row in sheet.rows)
+    if len(maximum) != 1 or not identified:
         raise ValueError(
-            f"{path} must hold the columns {', '.join(needed)} and a row a student, lacks {', '.join(missing)}"
+            f"{sheet.path} must be Moodle's grading worksheet, with the columns Identifier and Grade; where yours are "
+            "named in another language and can't be told apart, set your Moodle to English and download it again"
         )
-    return [row for row in rows if not skip or not (row["Student"] or "").strip().startswith(skip)]
+    grade = maximum[0] - 1
+    told = [name for name in sheet.header[:grade] if len({row[name] for row in sheet.rows}) == len(sheet.rows)]
+    feedback = [name for name in sheet.header[grade + 2 :] if re.search("(?i)feedback|comm?ent|komment", name)]
+    keys = replace(MOODLE_KEYS, number=sheet.header[0], names=told[1:], ids=told)
+    return keys, sheet.header[grade], feedback[-1] if feedback else "Feedback comments"
 
 
-def _match(grades: Sequence[Mapping], people: Sequence[dict], keys: Iterable[str], roster: Path) -> list[dict]:
-    """Find each grade's person. Raises ValueError as `_find`, and where two grades are one person's."""
-    owners: dict[int, str] = {}
-    found = [_find(grade["student"], people, keys, roster) for grade in grades]
-    for grade, person in zip(grades, found, strict=True):
-        other = owners.setdefault(id(person), grade["student"])
-        if other != grade["student"]:
-            raise ValueError(f"{roster} has one row for both {other!r} and {grade['student']!r}: rename one of them")
-    return found
-
-
-def _find(student: str, people: Sequence[dict], keys: Iterable[str], roster: Path) -> dict:
-    """Find the one person whom a submission's name speaks of: an id in it, or the whole name."""
-    words = set(re.findall(r"[^\W_]+", student.lower())) | {student.lower()}
-    for key in keys:
-        found = [person for person in people if (value := _key(person.get(key))) and value in words | {_key(student)}]
-        if len(found) == 1:
-            return found[0]
-    raise ValueError(
-        f"{roster} has no one row for {student!r}: rename the submission to the student's id, and grade again"
-    )
-
-
-def _key(value: str | None) -> str:
-    """A name or id as it is compared: "Participant 123" is 123, case and punctuation do not matter."""
-    return re.sub(r"\W+", "", re.sub(r"^participant ", "", (value or "").strip().lower()))
-
-
-def _csv(rows: Iterable[Sequence]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\r\n").writerows(rows)
-    return file.getvalue()
+def _students(grades: Sequence[Mapping]) -> list[str]:
+    return [grade["student"] for grade in grades]

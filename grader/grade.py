@@ -35,6 +35,18 @@ KINDS = {  # what a failure of the worker is called in the feedback; nothing of 
     "missing": "the function is not there",
     "import": "a cell that it needs raised an exception when it was run",
 }
+# Types that the feedback names: faults of the code, whatever the case. A closed list, as what a worker says is shown
+# nowhere else, and as a type that the code can choose tells something about the hidden case.
+NAMED = (
+    "ImportError",
+    "MemoryError",
+    "ModuleNotFoundError",
+    "NameError",
+    "NotImplementedError",
+    "RecursionError",
+    "SyntaxError",
+    "UnboundLocalError",
+)
 
 
 def load_manifest(labs: Path) -> dict:
@@ -57,7 +69,8 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
     rows = []
     for row in entry["exercises"]:
         if row["id"] in submission.problems and row["kind"] == "code":
-            parts = [_part(part, False, submission.problems[row["id"]]) for part in code[row["id"]].parts]
+            why = {"feedback": printable(submission.problems[row["id"]])}
+            parts = [_part(part, False, why) for part in code[row["id"]].parts]
         elif row["kind"] == "code":
             parts = grade_exercise(code[row["id"]], submission, entry["setup"], seed, isolation)
         elif row["kind"] == "artifact":
@@ -66,7 +79,8 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
             parts = []
         earned = sum(part["earned"] for part in parts)
         kept = {key: row[key] for key in ("id", "kind", "points")}
-        rows.append(kept | {"earned": earned, "parts": parts, "answer": submission.answers.get(row["id"])})
+        answer = submission.answers.get(row["id"])
+        rows.append(kept | {"earned": earned, "parts": parts, "answer": answer and readable(answer)})
     return result(submission.student, lab, submission.sha256, seed, isolation, rows)
 
 
@@ -112,37 +126,51 @@ def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed:
                 if not attempts[-1].passed:
                     break
             graded.append(_part(part, attempts[-1].passed, _feedback(exercise, part, attempts)))
-    raised = {KINDS[kind] for kind in ("error", "missing", "import")}
+    raised = tuple(KINDS[kind] for kind in ("error", "missing", "import"))
     if left_out := submission.left_out(exercise.id):  # which may be why
         for part in graded:
-            part["feedback"] += f"; {left_out}" if part["feedback"] in raised else ""
+            part["feedback"] += f"; {left_out}" if part["feedback"].startswith(raised) else ""
     return graded
 
 
 def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_errors: Sequence[str]) -> Attempt:
     if isinstance(answer, Failure):
-        return Attempt(case, None, error="import" if answer.kind == "missing" and cell_errors else answer.kind)
+        return Attempt(case, None, error=_kind(answer, cell_errors))
     expected = exercise.run(exercise.reference, case)
     return Attempt(case, expected, answer.value, wrong=exercise.judge(case, expected, answer.value))
 
 
-def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> str:
-    """What a student reads of hidden cases: a sentence written beforehand, nothing of the cases themselves."""
+def _kind(failure: Failure, cell_errors: Sequence[str]) -> str:
+    """The kind of a failure, with the exception's type where it is one of those that are named: "error: NameError"."""
+    if failure.kind == "import" or (failure.kind == "missing" and cell_errors):
+        kind, text = "import", "".join(cell_errors[:1]).partition(": ")[2]  # "cell 3: NameError: …"
+    else:
+        kind, text = failure.kind, failure.detail if failure.kind == "error" else ""
+    raised = text.partition(":")[0]
+    return f"{kind}: {raised}" if raised in NAMED else kind
+
+
+def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> dict:
+    """What a student reads of hidden cases: a sentence written beforehand, nothing of the cases themselves.
+
+    Returns: `feedback`, and `mistake`: whether it is the hint of a known mistake that gives the student's answers.
+    """
     if attempts[-1].passed:
-        return ""
+        return {"feedback": ""}
     if attempts[-1].error:
-        return KINDS[attempts[-1].error]
+        kind, _, raised = attempts[-1].error.partition(": ")
+        return {"feedback": KINDS[kind] + f" ({raised})" * bool(raised)}
     mistake = explain(exercise, attempts)
-    return mistake.hint if mistake else part.hint
+    return {"feedback": mistake.hint, "mistake": True} if mistake else {"feedback": part.hint}
 
 
-def _part(part: Part, passed: bool, feedback: str) -> dict:
+def _part(part: Part, passed: bool, feedback: Mapping) -> dict:
     return {
         "name": part.name,
         "points": part.points,
         "earned": part.points if passed else 0,
         "passed": passed,
-        "feedback": feedback,
+        **feedback,
     }
 
 
@@ -150,8 +178,8 @@ def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[d
     """Grade the files that an exercise asks for; they are read as data, here."""
     parts = artifact.grade({name: submission.files.get(name) for name in artifact.files}, seed)
     if problem := submission.problems.get(artifact.id):  # a file was refused, and is missing
-        return [part if part["passed"] else part | {"feedback": f"{part['feedback']}; {problem}"} for part in parts]
-    return parts
+        parts = [part if part["passed"] else part | {"feedback": f"{part['feedback']}; {problem}"} for part in parts]
+    return [part | {"feedback": printable(part["feedback"])} for part in parts]  # names of weights are the student's
 
 
 def find_submissions(folder: Path) -> dict[str, list[Path]]:
@@ -182,8 +210,11 @@ def student_name(path: Path) -> str:
 
 
 def fit_name(name: str) -> str:
-    """A name made fit to be printed and to name our own files."""
-    name = unicodedata.normalize("NFC", name)  # macOS takes accents apart
+    """A name made fit to be printed and to name our own files.
+
+    Accents are put into one form: macOS takes "é" apart in names of files, and a roster does not.
+    """
+    name = unicodedata.normalize("NFC", name)
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
     return printable(name)
@@ -194,19 +225,22 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "_" for letter in text)
 
 
+def readable(text: str) -> str:
+    """A text of several lines, without what steers a terminal."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    kept = ("_" if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" else letter for letter in text)
+    return "".join(kept)
+
+
 def grade_folder(
     folder: Path, lab: str, manifest: Mapping, seed: int, out: Path, isolation: str, *, jobs: int = 2, progress=True
 ) -> Iterator[dict]:
     """Grade every submission of a folder into out/auto/<student>.json, those that are new or have changed.
 
     A submission that can't be graded gets a result that says why; none stops the others, and what is written stays.
-    Returns: each result, as it is finished. Raises, before anything is written: as `find_submissions`; ValueError where
-        `out` holds another lab's grades.
+    Returns: each result, as it is finished. Raises, before anything is written: as `find_submissions`.
     """
     submissions = find_submissions(folder)
-    for path in (out / "auto").glob("*.json"):
-        if (done := _read_result(path)) and done.get("lab") != lab:
-            raise ValueError(f"{out} holds grades of {done.get('lab')}: give each lab a folder of its own")
     return _grade_all(submissions, lab, manifest[lab], seed, out, isolation, jobs, progress)
 
 
@@ -231,7 +265,7 @@ def _grade_all(
             student = work[future]
             if (failure := future.exception()) is not None:  # the grader's own fault: said, never the others' loss
                 why = f"the grader failed on this submission ({type(failure).__name__}: {failure}); grade it by hand"
-                yield _write(_nothing(student, lab, "", seed, isolation, entry, why), out)
+                yield _write(_nothing(student, lab, "", seed, isolation, entry, why) | {"failed": True}, out)
             else:
                 yield future.result()
             bar.update()

@@ -23,6 +23,9 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
             file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say where
     except BaseException:
         os.unlink(temporary)
         raise

@@ -24,7 +24,7 @@ def test_write_json_round_trip(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644  # others may read it, unlike a temporary file
 
 
-@pytest.mark.parametrize("value", [{"r": math.nan}, [math.inf], [-math.inf], {"a": object()}, "\ud800"], ids=repr)
+@pytest.mark.parametrize("value", [{"r": math.nan}, [math.inf], [-math.inf], {"a": {1}}, "\ud800"], ids=repr)
 def test_a_failed_write_leaves_what_was_there(tmp_path, value):
     path = write_text(tmp_path / "result.json", "old")
     with pytest.raises((ValueError, TypeError)):  # a lone surrogate fails half-way, in the file

@@ -581,7 +581,7 @@ def test_gradescope_writes_zero_first_and_then_what_was_earned(tmp_path, monkeyp
 
 
 def rows(path) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
 
 
 def test_canvas_csv_with_a_roster(graded):
@@ -606,7 +606,7 @@ def test_canvas_csv_with_a_roster(graded):
         (None, "Lab 02", "as in 'Lab 02 (12345)'"),
         ("Name,ID\nanna,1\n", "Lab 02 (1)", "lacks Student"),
         ("Student,ID\nsomebody,1\n", "Lab 02 (1)", "no one row for"),
-        ('Student,ID\n"11",anna\n', "Lab 02 (1)", "one row for both '=1+1' and 'anna'"),
+        ("Student,ID,SIS Login ID\nA,anna,=1+1\n", "Lab 02 (1)", "one row for both '=1+1' and 'anna'"),
     ],
 )
 def test_canvas_says_what_is_wrong(graded, capsys, roster, assignment, sentence):

@@ -26,13 +26,39 @@ FILES = sorted(PACKAGE.glob("*.py"))
 
 def test_requirements_stand_in_pyproject_with_the_same_bounds():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    student = {r.name: r.specifier for r in (Requirement(x) for x in lines if x and not x.startswith("#"))}
+    lines = [line for line in lines if line and not line.startswith("#")]
+    student = {r.name: r.specifier for r in map(Requirement, lines)}
     extras = PROJECT["optional-dependencies"]
     core = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
-    student_extras = set(extras) - {"dev", "trl", "browser", "site"}
+    student_extras = set(extras) - {"dev", "trl", "gym", "browser", "site"}
     optional = {r.name: r.specifier for name in student_extras for r in map(Requirement, extras[name])}
     assert student == core | optional
     assert {"torch", "transformers", "gymnasium", "jupyter", "matplotlib", "datasets"} <= set(student)
+
+
+def test_an_upper_bound_has_a_reason():
+    comment, bounded = "", set()
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            comment += line
+            continue
+        if line and "<" in str(Requirement(line).specifier):
+            bounded.add(Requirement(line).name)
+            assert "release" in comment, f"{line}: say which releases break what"
+        comment = ""
+    assert bounded == {"transformers", "math-verify"}
+
+
+def test_the_pythons_are_told_alike():
+    from grader.doctor import PYTHONS
+
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    lowest, highest = (".".join(map(str, version)) for version in PYTHONS)
+    assert (named[0], named[-1]) == (lowest, highest)
+    assert PROJECT["requires-python"] == f">={lowest}"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]}" in makefile
+    assert f'"{highest}"' in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
 
 
 def test_one_version():
@@ -51,6 +77,7 @@ def test_ci_runs_what_it_promises():
     left_out = PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"][-1]  # what `make test` leaves out runs there
     promised = set(re.findall(r"\w+", left_out)) - {"not", "or"}
     assert promised == {m for c in makes for m in re.findall(r"-m (\w+)", c)}
+    assert 'export PIP_CONSTRAINT="$PWD/.ci/constraints.txt"' in script.read_text(encoding="utf-8")
     assert {"site", "test-trl-oldest"} <= set(makes)
 
 

@@ -31,6 +31,9 @@ try:
 except ModuleNotFoundError:  # on Colab, say: `make demo` has done this on your machine
     %pip install -q "minigrpo[plots,llm,notebooks] @ git+https://github.com/minigrpo/minigrpo"
     import minigrpo
+import torch
+
+torch.set_num_threads(1)  # the tensors are small: a second thread costs more than it brings
 print("minigrpo", minigrpo.__version__)
 """.strip()
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+−]?\d+)?|(?<!\w)[-+−]?(?:nan|inf)(?!\w)")
