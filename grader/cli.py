@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ import torch
 
 from grader.feedback import check_folder, final_grades, left_out, rubrics, set_mark, write_manual, write_run
 from grader.grade import grade_folder, grade_submission, load_manifest, readable
-from grader.submission import SubmissionError, read_submission
+from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import check_writable, write_json, write_text
 
-LABS, SOLUTIONS = Path("labs"), Path("solutions")
+ROOT = Path(__file__).resolve().parent.parent
+LABS, SOLUTIONS = Path("labs"), Path("solutions")  # of the course's folder, where instructors work
 INTERRUPTED = 130  # by Ctrl-C
 
 
@@ -49,12 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("check", run_check, "run the public cases of a lab on your notebook")
-    sub.add_argument("lab", help="as in lab02")
-    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ unless given)")
+    sub.add_argument("lab", help="as in lab02, or your notebook")
+    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ or here unless given)")
 
     sub = command("submit", run_submit, "pack your notebook to hand it in, finished or not")
-    sub.add_argument("lab", help="as in lab02")
-    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ unless given)")
+    sub.add_argument("lab", help="as in lab02, or your notebook")
+    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ or here unless given)")
     sub.add_argument(
         "--files", type=Path, metavar="DIR", help="the folder with a run's files, where the lab asks for some"
     )
@@ -114,25 +116,34 @@ def run_submit(arguments: argparse.Namespace) -> int:
     """Write the zip to hand in."""
     from grader.local import pack
 
-    out = arguments.out or Path(f"{arguments.lab}.zip")
+    path, lab, entry = _notebook(arguments)
+    out = arguments.out or Path(f"{lab}.zip")
     check_writable(out)
-    print("\n".join(pack(*_notebook(arguments), arguments.files, out)))
+    print("\n".join(pack(path, lab, entry, arguments.files, out)))
     return 0
 
 
 def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:
-    entry = _entry(arguments.lab)
-    path = arguments.notebook or LABS / entry["notebook"]
+    """A student's notebook, its lab and the lab's entry: named, or else in labs/ or where the command is typed."""
+    lab, entry = _entry(arguments.lab)
+    name = entry["notebook"]
+    path = arguments.notebook or Path(arguments.lab)
+    if arguments.notebook is None and not (is_notebook(path.name) or is_zip(path.name)):
+        path = LABS / name if (LABS / name).is_file() else Path(name)
     if not path.is_file():
-        raise ValueError(f"no notebook {path}: name yours, or run this in the course's folder")
-    return path, arguments.lab, entry
+        raise ValueError(f"no notebook {path}: name yours, as in `python -m grader {arguments.command} {lab} NOTEBOOK`")
+    return path, lab, entry
 
 
-def _entry(lab: str) -> dict:
-    manifest = load_manifest(LABS)
+def _entry(text: str) -> tuple[str, dict]:
+    """The lab that a user means, by its number or its notebook, and its entry in the manifest."""
+    beside = ROOT / LABS  # the labs that this grader was made for, wherever the command is typed
+    manifest = load_manifest(beside if (beside / "manifest.json").is_file() else LABS)
+    number = re.fullmatch(r"(?:lab[ _-]?)?(\d\d?)|lab(\d\d)\D.*", Path(text).name.lower())
+    lab = f"lab{int(number[1] or number[2]):02}" if number else text
     if lab not in manifest:
-        raise ValueError(f"lab must be one of {', '.join(manifest)}, got {lab!r}")
-    return manifest[lab]
+        raise ValueError(f"lab must be one of {', '.join(manifest)}, got {text!r}")
+    return lab, manifest[lab]
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -170,25 +181,16 @@ def run_release(arguments: argparse.Namespace) -> int:
 
 def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder and print a line for each student."""
-    entry, seed, isolation = _prepare(arguments)
+    lab, entry, seed, isolation = _prepare(arguments)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
-    check_folder(arguments.out, arguments.lab)
-    progress = sys.stderr.isatty() and not arguments.quiet
+    check_folder(arguments.out, lab)
+    options = {"jobs": arguments.jobs, "progress": sys.stderr.isatty() and not arguments.quiet}
+    results = grade_folder(arguments.submissions, lab, {lab: entry}, seed, arguments.out, isolation, **options)
     write_text(arguments.out / "seed", f"{seed}\n")
-    results = grade_folder(
-        arguments.submissions,
-        arguments.lab,
-        load_manifest(LABS),
-        seed,
-        arguments.out,
-        isolation,
-        jobs=arguments.jobs,
-        progress=progress,
-    )
     results = list(results)  # all of them, before a form that can't be read ends the command
     write_run(arguments.out, results)
-    texts = rubrics(SOLUTIONS, arguments.lab)
+    texts = rubrics(SOLUTIONS, lab)
     for result in results:
         write_manual(result, entry, arguments.out, texts)
     for grade in final_grades(arguments.out):
@@ -208,11 +210,12 @@ def _open(grade: dict) -> str:
 def run_mark(arguments: argparse.Namespace) -> int:
     """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
     grades = final_grades(arguments.grades)
-    entry, texts = _entry(grades[0]["lab"]), rubrics(SOLUTIONS, grades[0]["lab"])
+    name, entry = _entry(grades[0]["lab"])
+    texts = rubrics(SOLUTIONS, name)
     lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
     if arguments.exercise not in lab:
         has = ", ".join(lab) or "none"
-        raise ValueError(f"{grades[0]['lab']} has no written question {arguments.exercise!r}, it has {has}")
+        raise ValueError(f"{name} has no written question {arguments.exercise!r}, it has {has}")
     question = lab[arguments.exercise]
     rows = [(grade, row) for grade in grades for row in grade["exercises"] if row["id"] == arguments.exercise]
     waiting = [(grade, row) for grade, row in rows if row["open"] or row["stale"]]
@@ -250,11 +253,11 @@ def _left_out(out: Path) -> list[str]:
     return [f"left out, not among the submissions of the last grading: {gone}"] if gone else []
 
 
-def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:
-    """The lab's entry, the seed and the isolation to grade with."""
+def _prepare(arguments: argparse.Namespace) -> tuple[str, dict, int, str]:
+    """The lab, its entry, the seed and the isolation to grade with."""
     from grader.sandbox import best_isolation
 
-    entry = _entry(arguments.lab)
+    lab, entry = _entry(arguments.lab)
     isolation = best_isolation()
     if isolation != "bubblewrap" and not arguments.accept_reduced:
         raise ValueError(
@@ -268,7 +271,7 @@ def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:
         seed = 1 + secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     if seed < 1:
         raise ValueError(f"--seed must be at least 1, got {seed} (0 draws the public cases)")
-    return entry, seed, isolation
+    return lab, entry, seed, isolation
 
 
 def run_gradescope(arguments: argparse.Namespace) -> int:
@@ -278,12 +281,12 @@ def run_gradescope(arguments: argparse.Namespace) -> int:
     from grader.grade import result
 
     write_json(arguments.out, nothing_yet())
-    entry, seed, isolation = _prepare(arguments)
+    lab, entry, seed, isolation = _prepare(arguments)
     try:
-        submission = read_submission(arguments.submission, "submission", entry, _extra(arguments.lab))
-        graded = grade_submission(submission, arguments.lab, entry, seed, isolation)
+        submission = read_apart(arguments.submission, "submission", entry, _extra(lab))
+        graded = grade_submission(submission, lab, entry, seed, isolation)
     except SubmissionError as error:
-        graded = result("submission", arguments.lab, "", seed, isolation, [], problem=str(error))
+        graded = result("submission", lab, "", seed, isolation, [], problem=str(error))
     write_json(arguments.out, gradescope(merge(graded, {})))
     return 0
 
@@ -301,7 +304,8 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     grades = final_grades(arguments.grades)
     out = arguments.out or arguments.grades / "export" / arguments.format
-    entry, names = _entry(grades[0]["lab"]), arguments.grades / "names.csv"
+    _, entry = _entry(grades[0]["lab"])
+    names = arguments.grades / "names.csv"
     written = {
         "gradescope": lambda: exports.export_gradescope(grades, out),
         "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),

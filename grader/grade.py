@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from grader.exercise import Artifact, Attempt, Exercise, Part, explain
 from grader.labs import artifacts, exercises
 from grader.sandbox import Answer, Failure, Worker
-from grader.submission import Submission, SubmissionError, read_submission
+from grader.submission import Submission, SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +56,7 @@ def load_manifest(labs: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} can't be read ({error}): run this where labs/ lies, or name it") from error
+        raise ValueError(f"{path} can't be read ({error}): run this in the course's folder") from error
 
 
 def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int, isolation: str) -> dict:
@@ -133,6 +133,10 @@ def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed:
                 if not attempts[-1].passed:
                     break
             graded.append(_part(part, attempts[-1].passed, _feedback(exercise, part, attempts)))
+    raised = tuple(KINDS[kind] for kind in ("error", "missing", "import"))
+    if left_out := submission.left_out(exercise.id):  # which may be why
+        for part in graded:
+            part["feedback"] += f"; {left_out}" if part["feedback"].startswith(raised) else ""
     return graded
 
 
@@ -180,35 +184,44 @@ def _part(part: Part, passed: bool, feedback: Mapping) -> dict:
 def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[dict]:
     """Grade the files that an exercise asks for; they are read as data, here."""
     parts = artifact.grade({name: submission.files.get(name) for name in artifact.files}, seed)
+    if problem := submission.problems.get(artifact.id):  # a file was refused, and is missing
+        parts = [part if part["passed"] else part | {"feedback": f"{part['feedback']}; {problem}"} for part in parts]
     return [part | {"feedback": printable(part["feedback"])} for part in parts]  # names of weights are the student's
 
 
-def find_submissions(folder: Path) -> list[tuple[str, Path]]:
-    """List the submissions in a folder: each notebook, zip or folder in it, named after its student.
+def find_submissions(folder: Path) -> dict[str, list[Path]]:
+    """List what each student handed in: every file and folder in a folder but hidden ones, by its student's name.
 
-    Raises: ValueError for a folder that does not exist or holds none, and for two submissions of one name.
+    A name with two notebooks, zips or folders can't be graded, nor can a file of another kind; both are listed, so that
+    each gets a result that says why. Raises: ValueError for a folder that does not exist or holds nothing.
     """
     if not folder.is_dir():
         raise ValueError(f"submissions must be a folder, got {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not (path.is_dir() or path.suffix in (".ipynb", ".zip")):
-            continue
-        student = student_name(path)
-        if student in found:
-            raise ValueError(f"two submissions are named {student!r}: {found[student].name!r} and {path.name!r}")
-        found[student] = path
+    found: dict[str, list[Path]] = {}
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__MACOSX"))]
+    readable = [path for path in paths if path.is_dir() or is_notebook(path.name) or is_zip(path.name)]
+    for path in readable:
+        found.setdefault(student_name(path), []).append(path)
+    for path in paths:
+        if path not in readable:  # a report beside the student's notebook is named in full
+            name = student_name(path)
+            found.setdefault(fit_name(path.name) if name in found else name, []).append(path)
     if not found:
         raise ValueError(f"no submission in {folder}: it must hold a notebook, a zip or a folder for each student")
-    return list(found.items())
+    return found
 
 
 def student_name(path: Path) -> str:
-    """Who handed this in: the name of the file or folder, made fit to be printed and to name our own files.
+    """Who handed this in: the name of the file or folder."""
+    return fit_name(path.name if path.is_dir() else path.stem)
+
+
+def fit_name(name: str) -> str:
+    """A name made fit to be printed and to name our own files.
 
     Accents are put into one form: macOS takes "é" apart in names of files, and a roster does not.
     """
-    name = unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem)
+    name = unicodedata.normalize("NFC", name)
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
     return printable(name)
@@ -232,21 +245,34 @@ def grade_folder(
     """Grade every submission of a folder into out/auto/<student>.json, those that are new or have changed.
 
     A submission that can't be graded gets a result that says why; none stops the others, and what is written stays.
-    Yields: each result, as it is finished. Raises: as `find_submissions`.
+    Returns: each result, as it is finished. Raises, before anything is written: as `find_submissions`.
     """
     submissions = find_submissions(folder)
+    return _grade_all(submissions, lab, manifest[lab], seed, out, isolation, jobs, progress)
+
+
+def _grade_all(
+    submissions: Mapping[str, Sequence[Path]],
+    lab: str,
+    entry: Mapping,
+    seed: int,
+    out: Path,
+    isolation: str,
+    jobs: int,
+    progress: bool,
+) -> Iterator[dict]:
     bar = tqdm(total=len(submissions), desc=lab, unit=" submissions", disable=not progress)
     pool = ThreadPoolExecutor(jobs)
     try:
         work = {
-            pool.submit(_grade_path, path, student, lab, manifest[lab], seed, out, isolation): student
-            for student, path in submissions
+            pool.submit(_grade_paths, paths, student, lab, entry, seed, out, isolation): student
+            for student, paths in submissions.items()
         }
         for future in as_completed(work):
             student = work[future]
             if (failure := future.exception()) is not None:  # the grader's own fault: said, never the others' loss
                 why = f"the grader failed on this submission ({type(failure).__name__}: {failure}); grade it by hand"
-                yield _write(_nothing(student, lab, "", seed, isolation, manifest[lab], why) | {"failed": True}, out)
+                yield _write(_nothing(student, lab, "", seed, isolation, entry, why) | {"failed": True}, out)
             else:
                 yield future.result()
             bar.update()
@@ -255,13 +281,18 @@ def grade_folder(
         bar.close()
 
 
-def _grade_path(path: Path, student: str, lab: str, entry: Mapping, seed: int, out: Path, isolation: str) -> dict:
+def _grade_paths(
+    paths: Sequence[Path], student: str, lab: str, entry: Mapping, seed: int, out: Path, isolation: str
+) -> dict:
     extra = [name for artifact in artifacts(lab) for name in artifact.files]
     try:
-        submission = read_submission(path, student, entry, extra)
+        if len(paths) > 1:
+            names = " and ".join(repr(path.name) for path in paths)
+            raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
+        submission = read_apart(paths[0], student, entry, extra)
     except (SubmissionError, OSError) as error:
         return _write(_nothing(student, lab, "", seed, isolation, entry, str(error)), out)
-    done = _read_result(out, student)
+    done = _read_result(out / "auto" / f"{student}.json")
     wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
     if done and all(done.get(key) == value for key, value in wanted.items()):
         return done
@@ -282,9 +313,10 @@ def _write(result: dict, out: Path) -> dict:
     return result
 
 
-def _read_result(out: Path, student: str) -> dict | None:
+def _read_result(path: Path) -> dict | None:
     """A result of an earlier run, or None where there is none that can be read."""
     try:
-        return json.loads((out / "auto" / f"{student}.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None

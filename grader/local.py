@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from grader.check import public_report
 from grader.labs import artifacts, exercises
-from grader.submission import Submission, read_submission
+from grader.submission import Submission, SubmissionError, is_notebook, read_submission
 from minigrpo.files import write_bytes
 
 
@@ -28,7 +30,9 @@ def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
             continue
         namespace, errors = run_cells(submission, exercise.id, entry["setup"])
         if callable(namespace.get(exercise.function)):
-            lines += public_report(exercise, namespace[exercise.function])[0]
+            report, passed = public_report(exercise, namespace[exercise.function])
+            left_out = submission.left_out(exercise.id)
+            lines += report if passed else [*report, *errors, *([f"  {left_out}"] if left_out else [])]
         else:
             lines += [f"{exercise.id}: {exercise.function} is not there after its cells ran", *errors]
     for row in entry["exercises"]:
@@ -40,31 +44,45 @@ def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
 
 def run_cells(submission: Submission, exercise_id: str, setup: str) -> tuple[dict, list[str]]:
     """Run the cells that an exercise needs, as the grader's worker does; say which of them raised, and what."""
-    namespace: dict = {"__name__": "lab"}
+    namespace: dict = {"__name__": "__main__", "__builtins__": vars(builtins) | {"__import__": _import}}
     errors = []
     for label, source in [("setup", setup), *submission.cells_for(exercise_id)]:
         try:
-            exec(compile(source, f"<{label}>", "exec"), namespace)
-        except Exception as error:  # noqa: BLE001  (a student's cell may raise anything; it has to be said)
+            exec(compile(source, f"<{label}>", "exec", dont_inherit=True), namespace)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a cell may raise anything; it has to be said)
             errors.append(f"  {label} raised {type(error).__name__}: {error}")
     return namespace, errors
+
+
+def _import(name: str, *arguments, **options):
+    """Import for a student's cells: what a sandbox does not have can't be imported here either."""
+    if name.partition(".")[0] in ("minigrpo", "grader"):
+        raise ModuleNotFoundError(f"{name} cannot be used while your work is graded", name=name)
+    return builtins.__import__(name, *arguments, **options)
 
 
 def pack(path: Path, lab: str, entry: Mapping, files: Path | None, out: Path) -> list[str]:
     """Make the zip to hand in: the notebook, the files that the lab asks for, and a manifest with their hashes.
 
     Unfinished work is packed too. Args: path: the notebook; files: the folder with a run's files; out: the zip.
-    Returns: what to print. Raises: SubmissionError, OSError.
+    Returns: what to print. Raises: SubmissionError; ValueError where `files` is no folder, or holds two of one name;
+        OSError.
     """
+    if not is_notebook(path.name):
+        raise SubmissionError(f"submit packs a notebook (.ipynb), got {path.name}")
+    if files is not None and not files.is_dir():
+        raise ValueError(f"--files must be a folder, got {files}")
     submission = read_submission(path, "you", entry)
     contents = {entry["notebook"]: path.read_bytes()}
     lines = [f"{name}: {problem}" for name, problem in submission.problems.items()]
+    missing = unfinished(submission, entry)
+    lines += [f"not written yet: {', '.join(missing)}"] if missing else []
     for name in (name for artifact in artifacts(lab) for name in artifact.files):
-        source = None if files is None else next(iter(sorted(files.rglob(name))), None)
-        if source is None:
-            lines.append(f"{name} is not packed: name the folder it lies in, with --files DIR")
+        if (source := _find(name, files)) is None:
+            where = "name the folder it lies in, with --files DIR" if files is None else f"it is not in {files}"
+            lines.append(f"{name} is not packed: {where}")
         else:
-            contents[name] = source.read_bytes()
+            contents[name] = source
     manifest = {"lab": lab, "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}}
     contents["manifest.json"] = json.dumps(manifest, indent=1).encode()
     archive = io.BytesIO()
@@ -73,3 +91,20 @@ def pack(path: Path, lab: str, entry: Mapping, files: Path | None, out: Path) ->
             file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
     write_bytes(out, archive.getvalue())
     return [*lines, f"{out} holds {', '.join(contents)}: hand it in."]
+
+
+def unfinished(submission: Submission, entry: Mapping) -> list[str]:
+    """The exercises whose stub or question is as the lab gave it."""
+    stub = r"^[ \t]*raise NotImplementedError\([\"']{}[\"']\)"
+    code = {name: cell.source for name, cell in submission.exercises.items()}
+    left = [name for name, source in code.items() if re.search(stub.format(re.escape(name)), source, re.MULTILINE)]
+    written = [row["id"] for row in entry["exercises"] if row["kind"] == "written"]
+    return [*left, *(name for name in written if name not in submission.answers)]
+
+
+def _find(name: str, files: Path | None) -> bytes | None:
+    """A file that the lab asks for, out of a folder; None where it is not there."""
+    found = [] if files is None else sorted(files.rglob(name))
+    if len({path.read_bytes() for path in found}) > 1:
+        raise ValueError(f"{name} is in {files} twice, {found[0]} and {found[1]}: name the folder of one run")
+    return found[0].read_bytes() if found else None

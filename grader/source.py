@@ -141,6 +141,9 @@ def _check(lab: Lab, where: str) -> None:
     wanted = [f"{lab.name}.{number + 1}" for number in range(len(seen))]
     if seen != wanted:
         raise SourceError(f"{where}: exercises must be numbered {', '.join(wanted)} in order, got {', '.join(seen)}")
+    written = [cell.cell_type == "markdown" and bool(_id(cell)) for cell in lab.cells]
+    if not all(written[written.index(True) :] if any(written) else ()):
+        raise SourceError(f"{where}: nothing may follow written questions, as text below them counts as their answer")
     if missing := sorted(set(graded) - set(seen)):
         raise SourceError(f"{where}: no cell for {', '.join(missing)}")
     for cell in lab.cells:
