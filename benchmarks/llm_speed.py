@@ -43,7 +43,6 @@ CASES = [
 PHASES = ("prompts", "sampling", "rewards", "metrics", "objective", "forward + backward", "optimiser")
 COUNTED = ("sampling", "forward + backward")
 WARM_UP = 2
-NO_EOS = -1  # every completion has max_new_tokens tokens
 
 
 def reward(text: str, answer: str) -> float:
@@ -71,7 +70,7 @@ class Ours:
             prompts,
             group_size=settings.group_size,
             max_new_tokens=settings.max_new_tokens,
-            eos_id=NO_EOS,
+            eos_ids=(),  # every completion has max_new_tokens tokens
             pad_id=self.tokenizer.pad_token_id,
             temperature=settings.temperature,
             generator=torch.Generator().manual_seed(seed),
@@ -91,7 +90,7 @@ class Ours:
         scores = [reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
         rewards = torch.tensor(scores).view(-1, settings.group_size)
         clock.append(CPU_TIME())
-        describe(samples, rewards, settings)
+        describe(samples, rewards, eos_ids=())
         clock.append(CPU_TIME())
         ids, mask = samples.completion_ids, samples.completion_mask
         tensors = OBJECTIVES[settings.objective](rewards, ids, mask, scale=settings.scale)

@@ -239,7 +239,7 @@ def test_smollm2(objective):
         encode_prompts(loaded.tokenizer, ["What is 9 + 18? Reply with the number only.", "What is 2 + 2?"], None),
         group_size=4,
         max_new_tokens=8,
-        eos_id=loaded.tokenizer.eos_token_id,
+        eos_ids=loaded.eos_ids,
         pad_id=loaded.tokenizer.pad_token_id,
         generator=torch.Generator().manual_seed(0),
     )

@@ -42,7 +42,7 @@ def model(request):
 def sample(model, prompts=PROMPTS, seed=0, **options):
     options = {"group_size": 4, "max_new_tokens": 12} | options
     generator = torch.Generator().manual_seed(seed)
-    return sample_completions(model, prompts, eos_id=EOS, pad_id=PAD, generator=generator, **options)
+    return sample_completions(model, prompts, eos_ids=[EOS], pad_id=PAD, generator=generator, **options)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def batch():
         group_size=4,
         max_new_tokens=12,
         temperature=2.0,  # so that completions differ: the gradient of equal ones cancels
-        eos_id=loaded.tokenizer.eos_token_id,
+        eos_ids=loaded.eos_ids,
         pad_id=loaded.tokenizer.pad_token_id,
         generator=torch.Generator().manual_seed(0),
     )

@@ -40,7 +40,7 @@ def overlap(model: str) -> list[dict]:
             prompts,
             group_size=max(GROUP_SIZES),
             max_new_tokens=TOKENS,
-            eos_id=loaded.tokenizer.eos_token_id,
+            eos_ids=loaded.eos_ids,
             pad_id=loaded.tokenizer.pad_token_id,
             temperature=temperature,
             generator=torch.Generator().manual_seed(0),

@@ -74,11 +74,11 @@ def samples(run: Path) -> list[dict]:
             encode_prompts(loaded.tokenizer, prompts, task.system_prompt),
             group_size=settings.group_size,
             max_new_tokens=settings.max_new_tokens,
-            eos_id=loaded.tokenizer.eos_token_id,
+            eos_ids=loaded.eos_ids,
             pad_id=loaded.tokenizer.pad_token_id,
             generator=torch.Generator().manual_seed(0),
         )
-        texts = decode(loaded.tokenizer, drawn.completion_ids, drawn.completion_mask)
+        texts = decode(loaded.tokenizer, drawn.completion_ids, drawn.completion_mask, loaded.eos_ids)
         for p, prompt in enumerate(prompts):
             group = texts[p * settings.group_size : (p + 1) * settings.group_size]
             rewards = [task.reward(text, task.heldout["answer"][p]) for text in group]

@@ -46,13 +46,13 @@ def samples() -> dict:
             encode_prompts(tokenizer, [problem["prompt"]], task.system_prompt),
             group_size=GROUP_SIZE,
             max_new_tokens=task.max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            eos_ids=loaded.eos_ids,
             pad_id=tokenizer.pad_token_id,
             temperature=heat,
             generator=torch.Generator().manual_seed(k),
         )
         ids, mask = sampled.completion_ids, sampled.completion_mask
-        texts = decode(tokenizer, ids, mask)
+        texts = decode(tokenizer, ids, mask, loaded.eos_ids)
         rows = zip(ids[0].tolist(), mask[0].sum(dim=1).tolist(), strict=True)
         groups.append(
             {

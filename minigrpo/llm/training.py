@@ -11,17 +11,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import datetime
 import functools
 import json
 import math
 import os
 import platform
-import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,21 +37,25 @@ from transformers import PreTrainedModel
 
 from minigrpo import __version__
 from minigrpo.files import write_bytes, write_json
-from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
+from minigrpo.llm.evaluation import decode, evaluate
 from minigrpo.llm.forward import (
     FORWARDS,
     TREE,
     Costs,
     choose,
     costs_of,
+    draws_dropout,
     micro_batches,
     packed_logps,
     padded_logps,
+    probe,
     select,
     shared_logps,
     ways_of,
 )
-from minigrpo.llm.models import LoadedModel, load_model
+from minigrpo.llm.found import found, found_lines
+from minigrpo.llm.models import LoadedModel, load_model, reason_of
+from minigrpo.llm.prompts import encode_prompts, fix_date, longest_prompt
 from minigrpo.llm.sampling import Samples, sample_completions, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import Task, load_task
@@ -60,6 +65,9 @@ from minigrpo.packing import PackedGroups, pack, tree_loss, unpack
 from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
 
 PATIENCE = 5  # updates that must go wrong before a warning
+MISMATCH = {"float32": 1e-3, "bfloat16": 0.1}  # nats a token
+CHECKPOINT = "checkpoint.safetensors"
+COLUMNS = ("update", "reward", "entropy", "capped", "zero_variance")  # that a run needs of its metrics to go on
 
 
 def train(settings: Settings, out: str | Path, *, resume: bool = False, progress: bool = True) -> bool:
@@ -69,36 +77,45 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
     them, and its held-out accuracy where it was evaluated; the last row, `update` = updates, has no round after it.
     SIGTERM and Ctrl-C end the run after the round in progress, with a checkpoint.
 
-    Args: settings; out: the run's folder; resume: go on from its last checkpoint; progress: show a bar.
+    Args: settings; out: the run's folder; resume: go on from its last checkpoint; progress: show what was found at the
+        start, and a bar.
     Returns: whether the run reached its end.
-    Raises: ValueError for a model or task that can't be had, settings other than the checkpoint's, or a loss that is
-        no number; FileExistsError where `out` holds a run and `resume` is False; OSError where it can't be written.
+    Raises: ValueError for a model or task that can't be had, a prompt that leaves no room for an answer, settings other
+        than the checkpoint's, a run that is not whole, or a loss that is no number; FileExistsError where `out` holds a
+        run and `resume` is False; OSError where it can't be written.
     """
     out = Path(out)
     check_folder(out, settings, resume)
+    saved = read_manifest(out) if resume else {}
+    date = date_of(saved, out)
     torch.manual_seed(settings.seed)  # of the adapters' first weights
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
     loaded = load_model(settings.model, device=settings.device)
+    dated = fix_date(loaded.tokenizer, date)
+    longest = longest_prompt(loaded.model, loaded.tokenizer, task, settings.max_new_tokens)
     set_attention(loaded.model, settings.attention)
-    model, tokenizer = prepare(loaded.model, settings), loaded.tokenizer
+    model, tokenizer, eos_ids = prepare(loaded.model, settings), loaded.tokenizer, loaded.eos_ids
     reference = reference_of(model, settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     with autocast(settings):
         ways, reason = ways_of(loaded.model, settings)
-    costs = costs_of(loaded.model)
+        dropout = settings.lora_dropout > 0 or draws_dropout(loaded.model, probe(loaded.model))
+    costs = saved_costs(saved, out) or costs_of(loaded.model)
+    facts = found(loaded, task, settings, date=date.isoformat() if dated else None, longest=longest)
+    facts["updates"] = f"{' or '.join(ways)}, {reason or ('as asked' if len(ways) == 1 else 'whichever is cheapest')}"
     if resume:
         first = load_checkpoint(out, trained, optimizer)
-        truncate(out, first)
-        saved = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        costs = Costs(**saved["costs"]) if "costs" in saved else costs  # older runs had none
-        history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        history = truncate(out, first, settings)
     else:
         first, history = 0, []
-        write_json(out / "manifest.json", manifest(settings, loaded, costs))
+        write_json(out / "manifest.json", manifest(settings, loaded, costs, date) | {"found": facts})
     way_of = functools.partial(choose, costs=costs, ways=ways, window=window_of(loaded.model))
     learner = Learner(model, reference, optimizer, settings, way_of)
-    if reason:
+    if progress:
+        for line in found_lines(facts):
+            tqdm.write(line, file=sys.stderr)
+    elif reason:
         tqdm.write(f"updates are computed {' or '.join(ways)}: {reason}")
     micro_batch = settings.micro_batch
     bar = tqdm(total=settings.updates, initial=first, disable=not progress, desc=settings.objective, unit=" updates")
@@ -120,32 +137,34 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
                 encode_prompts(tokenizer, problems["prompt"], task.system_prompt),
                 group_size=settings.group_size,
                 max_new_tokens=settings.max_new_tokens,
-                eos_id=tokenizer.eos_token_id,
+                eos_ids=eos_ids,
                 pad_id=tokenizer.pad_token_id,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + update),
             )
-            texts = decode(tokenizer, samples.completion_ids, samples.completion_mask)
+            texts = decode(tokenizer, samples.completion_ids, samples.completion_mask, eos_ids)
             answers = [answer for answer in problems["answer"] for _ in range(settings.group_size)]
             scores = [task.reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
             rewards = torch.tensor(scores, device=samples.old_logps.device).view(-1, settings.group_size)  # (P, G)
-            row |= describe(samples, rewards, settings)
+            row |= describe(samples, rewards, eos_ids)
             if evaluated:
                 append(out / "rollouts.jsonl", first_group(update, problems, texts, samples, rewards))
 
             # 2. The objective turns rewards and shared prefixes into advantages and step weights; 3. descend, μ times.
+            gaps: list[float] = []
             if not last:
                 objective = OBJECTIVES[settings.objective]
                 tensors = objective(rewards, samples.completion_ids, samples.completion_mask, scale=settings.scale)
                 model.train()
                 for _ in range(settings.iterations):
                     learned, micro_batch = descend(learner, samples, tensors, micro_batch)
+                    gaps.append(learned.pop("gap"))
                 row |= learned
             seconds = time.perf_counter() - started
             row |= {"tokens_per_second": row["tokens"] / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
             history.append(row)
-            row["warnings"] = warnings_of(history, settings)
+            row["warnings"] = warnings_of(history, settings) + mismatch(gaps, settings, dropout)
             append(out / "metrics.jsonl", row)
             for warning in row["warnings"]:
                 tqdm.write(f"update {update}: {warning}")
@@ -175,8 +194,8 @@ def descend(
     """One optimiser step on a batch, in micro-batches with one denominator: the whole batch's tokens.
 
     Args: tensors: advantages and step_weights (P, G, T); micro_batch: rows at a time.
-    Returns: loss, gradient norm, mean ratio and KL, and the micro-batch that fitted: where memory runs out it is halved
-        and the step begins anew, with the same gradient.
+    Returns: loss, gradient norm, mean ratio, gap and KL, and the micro-batch that fitted: where memory runs out it is
+        halved and the step begins anew, with the same gradient.
     Raises: ValueError for a loss or gradient that is no number; torch.OutOfMemoryError where one row is too much.
     """
     optimizer, settings = learner.optimizer, learner.settings
@@ -203,6 +222,8 @@ def descend(
 def _accumulate(learner: Learner, samples: Samples, tensors: tuple[Tensor, Tensor], micro_batch: int) -> dict[str, Any]:
     """Leave the gradient of the whole batch's loss in the weights; return loss, ratio, KL and the passes of each way.
 
+    And the gap, the mean of |ln π_θ − ln π_old|: the mean ratio is 1 on average even where the two are different.
+
     Groups whose advantages are all 0 have no gradient where β is 0: they are left out, of the ratio too.
     """
     learner.optimizer.zero_grad(set_to_none=True)
@@ -216,7 +237,7 @@ def _accumulate(learner: Learner, samples: Samples, tensors: tuple[Tensor, Tenso
     pushed = (advantages != 0).flatten(1).any(dim=1) | (settings.beta > 0)  # (P,), the other groups have no gradient
     pushed[0] |= ~pushed.any()
     seen = mask[pushed].sum()
-    totals = dict.fromkeys(("loss", "ratio") if settings.beta == 0 else ("loss", "ratio", "kl"), 0.0)
+    totals = dict.fromkeys(("loss", "ratio", "gap") + ("kl",) * (settings.beta > 0), 0.0)
     passes = dict.fromkeys(FORWARDS, 0)
     for groups, completions in micro_batches(samples, pushed.nonzero()[:, 0], micro_batch):
         part = select(samples, groups, completions)
@@ -237,7 +258,9 @@ def _accumulate(learner: Learner, samples: Samples, tensors: tuple[Tensor, Tenso
         passes[way] += 1
         kept = part.completion_mask
         totals["loss"] += loss.item()
-        totals["ratio"] += ((logps.detach() - part.old_logps).exp()[kept].sum() / seen).item()
+        change = (logps.detach() - part.old_logps)[kept]
+        totals["ratio"] += (change.exp().sum() / seen).item()
+        totals["gap"] += (change.abs().sum() / seen).item()
         if ref_logps is not None:
             totals["kl"] += (kl_k3(logps.detach(), ref_logps)[kept].sum() / seen).item()
     return totals | {"passes": passes}
@@ -328,15 +351,19 @@ def held_out(model: nn.Module, tokenizer: Any, task: Task, settings: Settings) -
     return {f"eval_{name}": result[name] for name in ("accuracy", "ci_low", "ci_high", "problems")}
 
 
-def describe(samples: Samples, rewards: Tensor, settings: Settings) -> dict[str, float]:
-    """What the samples are like: reward, entropy (−mean ln π, an estimate), length, and how much a group shares."""
+def describe(samples: Samples, rewards: Tensor, eos_ids: Collection[int]) -> dict[str, float]:
+    """What the samples are like: reward, entropy (−mean ln π, an estimate), length, and how much a group shares.
+
+    A completion is capped where none of `eos_ids` ended it.
+    """
     ids, mask = samples.completion_ids, samples.completion_mask
     lengths = mask.sum(dim=-1).float()
+    ended = (torch.isin(ids, torch.tensor(sorted(eos_ids), dtype=ids.dtype, device=ids.device)) & mask).any(dim=-1)
     columns = {
         "reward": rewards.mean(),
         "entropy": -samples.old_logps[mask].mean(),
         "length": lengths.mean(),
-        "capped": (lengths == settings.max_new_tokens).float().mean(),
+        "capped": (~ended).float().mean(),
         "zero_variance": (rewards == rewards[:, :1]).all(dim=1).float().mean(),
         "path_depth": path_depth(ids, mask).float().mean(),
         "intermediate_proportion": intermediate_proportion(ids, mask).mean(),
@@ -366,6 +393,21 @@ def warnings_of(history: list[dict], settings: Settings) -> list[str]:
     return found
 
 
+def mismatch(gaps: list[float], settings: Settings, dropout: bool) -> list[str]:
+    """Say where the first pass on a batch gives other log-probs than its sampling did, beyond what rounding does.
+
+    Args: gaps: mean |ln π_θ − ln π_old| in nats of each pass, of which the first has the weights that sampled; dropout:
+        whether the model draws any, which makes a difference of its own.
+    """
+    limit = MISMATCH[settings.dtype]
+    if not gaps or dropout or gaps[0] <= limit:
+        return []
+    return [
+        f"the log-probs of sampling and of training differ by {gaps[0]:.2g} nats a token before the first step, and "
+        f"rounding in {settings.dtype} explains {limit:g}: the gradient is not that of the policy that sampled"
+    ]
+
+
 def first_group(
     update: int, problems: dict[str, list[str]], texts: list[str], samples: Samples, rewards: Tensor
 ) -> dict[str, Any]:
@@ -391,22 +433,60 @@ def check_folder(out: Path, settings: Settings, resume: bool) -> None:
     if not resume:
         if (out / "manifest.json").exists():
             raise FileExistsError(f"{out} holds a run already: resume it, or name another folder")
+        rest = [name for name in ("metrics.jsonl", "rollouts.jsonl", CHECKPOINT) if (out / name).exists()]
+        if rest:  # without its manifest.json: rows would be added to those of another run
+            raise FileExistsError(f"{out} holds {rest[0]} of another run: name another folder")
         return
     if not (out / "manifest.json").exists():
         raise ValueError(f"{out} holds no run to resume: manifest.json is missing")
-    saved = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["settings"]
     ours = dataclasses.asdict(settings)
-    saved = dataclasses.asdict(Settings()) | saved  # a field that came later has its default
+    saved = dataclasses.asdict(Settings()) | read_manifest(out)["settings"]  # a field that came later has its default
     other = [f"{name} {saved[name]!r}, not {value!r}" for name, value in ours.items() if saved[name] != value]
     if other:
         raise ValueError(f"{out} was made with other settings: {'; '.join(other)}")
 
 
-def manifest(settings: Settings, loaded: LoadedModel, costs: Costs) -> dict[str, Any]:
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest.json of a run. Raises: ValueError, with the path in it, where it is missing or not a run's."""
+    path = run / "manifest.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {run} is not the folder of a run")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise ValueError(f"{path} is not whole: {reason_of(error)}") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("settings"), dict):
+        raise ValueError(f"{path} holds no settings of this version of minigrpo: it is not a run's")
+    return saved
+
+
+def saved_costs(saved: dict[str, Any], run: Path) -> Costs | None:
+    """The costs in a manifest, None where there are none, as in older runs."""
+    if "costs" not in saved:
+        return None
+    try:
+        return Costs(**{name: float(value) for name, value in saved["costs"].items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{run / 'manifest.json'} holds no costs of this version of minigrpo: {error}") from error
+
+
+def date_of(saved: dict[str, Any], run: Path) -> datetime.date:
+    """The day on which a run was started; today for one that starts, or is older than this entry."""
+    if "date" not in saved:
+        return datetime.date.today()
+    try:
+        return datetime.date.fromisoformat(saved["date"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{run / 'manifest.json'} holds no date: {error}") from error
+
+
+def manifest(settings: Settings, loaded: LoadedModel, costs: Costs, date: datetime.date) -> dict[str, Any]:
     """What one needs to know to run it again."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
+    revision = ""
+    if git := shutil.which("git"):
+        command = [git, "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        revision = done.stdout.strip()
     device = torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else platform.machine()
     return {
         "settings": dataclasses.asdict(settings),
@@ -415,7 +495,8 @@ def manifest(settings: Settings, loaded: LoadedModel, costs: Costs) -> dict[str,
         "device": device,
         "threads": torch.get_num_threads(),
         "costs": dataclasses.asdict(costs),
-        "git_revision": revision.stdout.strip() or None,
+        "date": date.isoformat(),
+        "git_revision": revision or None,
         "versions": {"python": platform.python_version()}
         | {"minigrpo": __version__}
         | {name: version(name) for name in ("torch", "transformers", "datasets")},
@@ -425,25 +506,48 @@ def manifest(settings: Settings, loaded: LoadedModel, costs: Costs) -> dict[str,
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a line of JSON to a file. Raises: OSError, with the path in it, where there is no space left."""
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror}; the last checkpoint is whole") from error
 
 
-def truncate(out: Path, update: int) -> None:
-    """Drop the rows of updates that come after a checkpoint: they will be made again."""
-    for path in (out / "metrics.jsonl", out / "rollouts.jsonl"):
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break  # a full disk cut it short, after the checkpoint
-            if row["update"] < update:
-                kept.append(line)
-        write_bytes(path, b"".join(line + b"\n" for line in kept))
+def truncate(out: Path, first: int, settings: Settings) -> list[dict[str, Any]]:
+    """Drop the rows of updates that come after a checkpoint, which will be made again; return those of metrics.jsonl.
+
+    Args: first: the update to go on from.
+    Raises: ValueError, before anything is dropped, where a row of an update before it is missing or damaged.
+    """
+    evaluated = [k for k in range(first) if k == settings.updates or k % settings.eval_every == 0]
+    metrics = rows_before(out / "metrics.jsonl", list(range(first)), COLUMNS)
+    rollouts = rows_before(out / "rollouts.jsonl", evaluated, ("update",))
+    for name, rows in (("metrics.jsonl", metrics), ("rollouts.jsonl", rollouts)):
+        write_bytes(out / name, b"".join(line + b"\n" for line, _ in rows))
+    return [row for _, row in metrics]
+
+
+def rows_before(path: Path, updates: list[int], columns: tuple[str, ...]) -> list[tuple[bytes, dict[str, Any]]]:
+    """The first lines of a file, one for each of some updates, with their rows; what comes after them may be cut.
+
+    Raises: ValueError with the path, and the line where it is not the row of its update with numbers as columns.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing: the run can't go on without its rows")
+    lines = path.read_bytes().splitlines()
+    found = []
+    for number, (update, line) in enumerate(zip(updates, lines, strict=False), start=1):
+        try:
+            row = json.loads(line)
+            whole = row["update"] == update and all(isinstance(row[name], int | float) for name in columns)
+        except (ValueError, TypeError, LookupError):  # no JSON, no object, no such column
+            whole = False
+        if not whole:
+            raise ValueError(f"{path}, line {number}: not the row of update {update}, so the run can't go on")
+        found.append((line, row))
+    if len(found) < len(updates):
+        missing = updates[len(found)]
+        raise ValueError(f"{path} ends before update {missing}, and the checkpoint is of later: the run can't go on")
+    return found
 
 
 def save_checkpoint(out: Path, update: int, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -454,7 +558,7 @@ def save_checkpoint(out: Path, update: int, trained: dict[str, Tensor], optimize
     tensors = {f"weight.{name}": weight.detach().contiguous() for name, weight in trained.items()}
     for name, weight in trained.items():
         tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[weight].items()}
-    path, unfinished = out / "checkpoint.safetensors", out / ".checkpoint.safetensors"
+    path, unfinished = out / CHECKPOINT, out / f".{CHECKPOINT}"
     try:
         save_file(tensors, unfinished, metadata={"update": str(update)})
     except (SafetensorError, OSError) as error:
@@ -468,31 +572,40 @@ def load_checkpoint(out: Path, trained: dict[str, Tensor], optimizer: torch.opti
 
     Raises: ValueError for a file that is missing, cut short or another model's.
     """
-    path = out / "checkpoint.safetensors"
+    path = out / CHECKPOINT
     if not path.exists():
         raise ValueError(f"{out} holds no checkpoint yet: start it anew in another folder")
     try:
         with safe_open(path, framework="pt") as file:
-            update = int(file.metadata()["update"])
+            update = (file.metadata() or {}).get("update", "")
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read, it may be cut short: {error}") from error
-    names = {key.partition(".")[2] for key in tensors}
-    if names != set(trained):
-        raise ValueError(f"{path} is another model's: its weights have other names")
+    if not update.isdecimal() or int(update) == 0:
+        raise ValueError(f"{path} doesn't say of which update it is: it was saved by another program")
+    shapes = {f"weight.{name}": weight.shape for name, weight in trained.items()}
+    for name, weight in trained.items():
+        if f"step.{name}" in tensors:
+            shapes |= {f"step.{name}": (), f"exp_avg.{name}": weight.shape, f"exp_avg_sq.{name}": weight.shape}
+    if {key: tensor.shape for key, tensor in tensors.items()} != shapes:
+        raise ValueError(f"{path} is another model's: its weights have other names or shapes")
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(tensors[f"weight.{name}"])
-            moments = ("step", "exp_avg", "exp_avg_sq")
-            if f"step.{name}" in tensors:
-                optimizer.state[weight] = {key: tensors[f"{key}.{name}"].to(weight.device) for key in moments}
-    return update
+            if f"step.{name}" in tensors:  # copied: what is read stands in the file, which the next checkpoint replaces
+                moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                optimizer.state[weight] = {key: moment.to(weight.device, copy=True) for key, moment in moments.items()}
+    return int(update)
 
 
-def memory_gb(settings: Settings) -> float:
-    """The most memory the run has held: the device's on CUDA, the process's elsewhere."""
+def memory_gb(settings: Settings) -> float | None:
+    """The most memory the run has held: the device's on CUDA, the process's elsewhere, None where that isn't known."""
     if settings.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(settings.device) / 1e9
+    if sys.platform == "win32":
+        return None
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

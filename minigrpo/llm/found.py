@@ -1,0 +1,50 @@
+"""What a run finds where it starts: its model, where completions end, its template and prompts, in plain lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrpo.llm.models import LoadedModel
+from minigrpo.llm.prompts import has_system_role
+from minigrpo.llm.sampling import context_of
+from minigrpo.llm.settings import Settings
+from minigrpo.llm.tasks import Task
+
+NO_SYSTEM, OWN, BEFORE = "no system prompt", "a message of its own", "before the user's text"
+
+
+def found(loaded: LoadedModel, task: Task, settings: Settings, *, date: str | None, longest: int) -> dict[str, Any]:
+    """Gather the facts, in a form that manifest.json can hold.
+
+    Args: date: what the chat template shows as today, None where it shows none; longest: tokens of a prompt at most.
+    """
+    context, _ = context_of(loaded.model)
+    system = NO_SYSTEM if task.system_prompt is None else OWN if has_system_role(loaded.tokenizer) else BEFORE
+    return {
+        "source": loaded.source,
+        "parameters": sum(weight.numel() for weight in loaded.model.parameters()),
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "ends": [{"id": k, "token": loaded.tokenizer.convert_ids_to_tokens(k)} for k in loaded.eos_ids],
+        "system_prompt": system,
+        "template_date": date,
+        "longest_prompt": longest,
+        "max_new_tokens": settings.max_new_tokens,
+        "context": int(context) if context < float("inf") else None,
+    }
+
+
+def found_lines(facts: dict[str, Any]) -> list[str]:
+    """Say the facts of `found`, and the way of updates where there is one, in one line each."""
+    ends = ", ".join(f"{end['token']} ({end['id']})" for end in facts["ends"])
+    date = facts["template_date"]
+    needed = facts["longest_prompt"] + facts["max_new_tokens"]
+    room = "no limit" if facts["context"] is None else facts["context"]
+    lines = [
+        f"model: {facts['source']}, {facts['parameters'] / 1e6:.3g} million parameters, {facts['device']}, "
+        f"{facts['dtype']}",
+        f"a completion ends at {ends}, or after {facts['max_new_tokens']} tokens",
+        f"chat template: {facts['system_prompt']}" + (f", today is {date}" if date else ", no date"),
+        f"prompts: at most {facts['longest_prompt']} tokens, with max_new_tokens {needed}; the context is {room}",
+    ]
+    return lines + ([f"updates: {facts['updates']}"] if "updates" in facts else [])

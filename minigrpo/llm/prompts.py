@@ -1,0 +1,103 @@
+"""From a user's message to token ids: the chat template, its system role and its date, and whether prompts fit."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from minigrpo.llm.models import reason_of
+from minigrpo.llm.sampling import check_context
+from minigrpo.llm.tasks import Task
+
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates ask for the date
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)  # a template is a program, and raises what programs raise
+PROBE = "minigrpo"  # a system prompt that no template has of its own
+BEGINNING = 40  # characters of a prompt that say which one it is
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], system: str | None) -> list[list[int]]:
+    """Turn user messages into token ids with the model's chat template, ready for its answer.
+
+    A template without a system role gets the system prompt at the beginning of the user's message.
+
+    Raises: ValueError, with the model in it, for a template that can't be used.
+    """
+    opening, before = [], ""
+    if system is not None and has_system_role(tokenizer):
+        opening = [{"role": "system", "content": system}]
+    elif system is not None:
+        before = f"{system}\n\n"
+    try:
+        return [
+            tokenizer.apply_chat_template(
+                [*opening, {"role": "user", "content": before + prompt}], add_generation_prompt=True, return_dict=False
+            )
+            for prompt in prompts
+        ]
+    except TEMPLATE_ERRORS as error:
+        raise _unusable(tokenizer, error) from error
+
+
+def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a chat template shows a system message: some refuse it, some leave it out."""
+    messages = [{"role": "system", "content": PROBE}, {"role": "user", "content": "1+1="}]
+    try:
+        return PROBE in tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TEMPLATE_ERRORS:
+        return False
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> bool:
+    """Put a date in the place of today's in a tokenizer's chat template; return whether it asks for one.
+
+    So that a run goes on tomorrow with the prompts of today.
+
+    Raises: ValueError, with the model in it, for a template whose date can't be found.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, and none is the default
+        raise _unusable(tokenizer, error) from error
+    fixed, found = TODAY.subn(lambda call: json.dumps(date.strftime(call[2]), ensure_ascii=False), template)
+    if "strftime_now(" in fixed:
+        raise ValueError(
+            f"the chat template of model {tokenizer.name_or_path!r} asks for the date in a way that a run can't keep: "
+            'write its format as a text, such as strftime_now("%d %b %Y")'
+        )
+    tokenizer.chat_template = fixed
+    return found > 0
+
+
+def _unusable(tokenizer: PreTrainedTokenizerBase, error: Exception) -> ValueError:
+    return ValueError(f"the chat template of model {tokenizer.name_or_path!r} can't be used: {reason_of(error)}")
+
+
+def longest_prompt(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, max_new_tokens: int) -> int:
+    """The tokens of a task's longest prompt, train or held-out. Raises: as `check_prompts`."""
+    longest = 0
+    for side, problems in (("training", task.train), ("held-out", task.heldout)):
+        ids = encode_prompts(tokenizer, problems["prompt"], task.system_prompt)
+        longest = max(longest, check_prompts(model, side, problems["prompt"], ids, max_new_tokens))
+    return longest
+
+
+def check_prompts(
+    model: nn.Module, side: str, prompts: Sequence[str], ids: Sequence[Sequence[int]], max_new_tokens: int
+) -> int:
+    """Require that prompts leave room for an answer, and return the tokens of the longest.
+
+    Args: side: "training" or "held-out"; prompts: their texts; ids: their tokens.
+    Raises: ValueError with the longest prompt's number and beginning where it doesn't fit.
+    """
+    lengths = list(map(len, ids))
+    longest = max(lengths)
+    k = lengths.index(longest)
+    beginning = prompts[k] if len(prompts[k]) <= BEGINNING else f"{prompts[k][:BEGINNING]}…"
+    check_context(model, longest, max_new_tokens, where=f"{side} problem {k + 1} ({beginning!r}): ")
+    return longest
