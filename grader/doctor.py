@@ -27,6 +27,7 @@ NEEDED = {  # a package, and what has need of it; the versions stand in requirem
 }
 PACKAGES = {"yaml": "pyyaml", "reasoning_gym": "reasoning-gym", "math_verify": "math-verify"}  # other names on PyPI
 PYTHONS = (3, 10), (3, 13)
+NO_GYM = (3, 14)  # the Python from which reasoning_gym can't be installed, as in minigrpo/llm/verifier.py
 FREE_GB = 1.0  # a cached SmolLM2 and some runs
 
 Finding = tuple[bool, str, str]  # works; what; what is there, or what to do
@@ -68,7 +69,9 @@ def _packages() -> list[Finding]:
     findings = []
     for module, purpose in NEEDED.items():
         package = PACKAGES.get(module, module)
-        if find_spec(module) is None:
+        if module == "reasoning_gym" and find_spec(module) is None and sys.version_info >= NO_GYM:
+            findings.append((True, package, "not for this Python: its tasks need 3.13; our own don't need it"))
+        elif find_spec(module) is None:
             findings.append((False, package, f"for {purpose}: pip install -r requirements.txt"))
         else:
             findings.append((True, package, metadata.version(package)))

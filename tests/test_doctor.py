@@ -24,3 +24,21 @@ def test_it_says_what_to_do_about_what_is_missing(monkeypatch):
     assert [line[:7] for line in lines[:2]] == ["missing", "missing"]
     assert "pip install -r requirements.txt" in lines[0]
     assert lines[-1].startswith("Missing: 2")
+
+
+def test_a_package_that_this_python_can_not_have_is_not_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._packages,))
+    others = len(doctor.NEEDED) - 1
+    for since, gym, missing in (((99, 0), "missing", others + 1), ((3, 0), "ok     ", others)):
+        monkeypatch.setattr(doctor, "NO_GYM", since)
+        lines = doctor.report().splitlines()
+        (line,) = [line for line in lines if "reasoning-gym" in line]
+        assert line.startswith(gym)
+        assert lines[-1].startswith(f"Missing: {missing}")
+
+
+def test_doctor_and_verifier_know_the_same_python():
+    from minigrpo.llm import verifier
+
+    assert doctor.NO_GYM == verifier.NO_GYM

@@ -73,8 +73,14 @@ def math_equal(completion: str, answer: str) -> float:
     """
     verifier.call("load", "math_verify")  # its import is not on the clock
     number = parse_number(answer)
-    right = _for_math_verify(answer) if number is None else f"{number:f}"
+    right = boxed(_for_math_verify(answer) if number is None else f"{number:f}")
     return float(verifier.call("math_equal", _for_math_verify(completion), right, seconds=SECONDS) is True)
+
+
+def boxed(formula: str) -> str:
+    """The completion that a formula itself is: in \\boxed{}, unless that or $…$ is in it; a single $ is a currency."""
+    dollars = len(re.findall(r"(?<!\\)\$", formula))
+    return formula if dollars > 1 or "\\boxed" in formula else f"\\boxed{{{re.sub(COIN, '', formula)}}}"
 
 
 def _for_math_verify(text: str) -> str:
