@@ -18,13 +18,16 @@ pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
 from datasets import Dataset, DatasetDict
 from groups import assert_close
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import PROMPTS, reward, tiny, trainer, weights
 
 import minigrpo
 from minigrpo.integrations import trl as adapter
 from minigrpo.integrations.trl import OBJECTIVES, ProcessGRPOTrainer
+from minigrpo.llm.models import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -263,6 +266,23 @@ def test_truncated_completions_can_be_masked(tmp_path):
     """Where every completion is cut off nothing is left to learn from, and nothing is learnt."""
     made = run("lambda_grpo", tmp_path, max_steps=1, max_completion_length=1, mask_truncated_completions=True)
     assert moved(made).abs().max() == 0
+
+
+@pytest.mark.skipif(adapter.found < Version("1.15"), reason="an older TRL ends at the tokenizer's end alone")
+def test_completions_end_at_each_end_of_the_model(tmp_path):
+    """A model whose turns end otherwise than its tokenizer's texts: what is sampled ends there, and is whole."""
+    model, ends = tiny(), AutoTokenizer.from_pretrained(TINY).eos_token_id
+    model.generation_config.eos_token_id = [ends, 5]
+    made = trainer(ProcessGRPOTrainer, tmp_path, model=model, max_completion_length=24)
+    made.processing_class.eos_token = made.processing_class.convert_ids_to_tokens(5)
+    made = ProcessGRPOTrainer(
+        model, reward, made.args, made.train_dataset, processing_class=made.processing_class, objective="lambda_grpo"
+    )
+    batch = made._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS[:2] for _ in range(4)])
+    lengths = batch["completion_mask"].sum(dim=1)
+    last = batch["completion_ids"].gather(1, lengths[:, None] - 1).flatten()
+    assert set(last.tolist()) == {ends}
+    assert lengths.max() < 24
 
 
 # Processes and checkpoints
