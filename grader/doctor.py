@@ -22,10 +22,9 @@ NEEDED = {  # a package, and what has need of it; the versions stand in requirem
     "datasets": "lab 09",
     "peft": "lab 09",
     "gguf": "SmolLM2 where the Hub is out of reach",
-    "reasoning_gym": "further tasks",
     "math_verify": "answers that are formulas",
 }
-PACKAGES = {"yaml": "pyyaml", "reasoning_gym": "reasoning-gym", "math_verify": "math-verify"}  # other names on PyPI
+PACKAGES = {"yaml": "pyyaml", "math_verify": "math-verify"}  # other names on PyPI
 PYTHONS = (3, 10), (3, 14)  # the oldest that works, the newest that was tried
 FREE_GB = 1.0  # a cached SmolLM2 and some runs
 
@@ -75,6 +74,11 @@ def _packages() -> list[Finding]:
             findings.append((False, package, f"for {purpose}: pip install -r requirements.txt"))
         else:
             findings.append((True, package, metadata.version(package)))
+    if find_spec("reasoning_gym") is None:
+        text = "not there, and no lab needs its tasks: pip install 'minigrpo[gym]' takes a C compiler"
+    else:
+        text = metadata.version("reasoning-gym")
+    findings.append((True, "reasoning-gym", text))
     return findings
 
 

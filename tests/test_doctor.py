@@ -24,3 +24,20 @@ def test_it_says_what_to_do_about_what_is_missing(monkeypatch):
     assert [line[:7] for line in lines[:2]] == ["missing", "missing"]
     assert "pip install -r requirements.txt" in lines[0]
     assert lines[-1].startswith("Missing: 2")
+
+
+def test_an_extra_is_not_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._packages,))
+    lines = doctor.report().splitlines()
+    (line,) = [line for line in lines if "reasoning-gym" in line]
+    assert line.startswith("ok     ")
+    assert "minigrpo[gym]" in line
+    assert lines[-1].startswith(f"Missing: {len(doctor.NEEDED)}")
+
+
+
+def test_doctor_and_verifier_know_the_same_python():
+    from minigrpo.llm import verifier
+
+    assert doctor.NO_GYM == verifier.NO_GYM

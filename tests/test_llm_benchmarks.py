@@ -46,7 +46,7 @@ def test_local_files_are_read_by_their_own_fields(folder, name):
 def test_the_hub_is_read_by_the_same_fields(monkeypatch, name):
     line, answer = LINES[name]
 
-    def load_dataset(hub_id, split):
+    def load_dataset(hub_id, config, split):
         assert (hub_id, split) == (BENCHMARKS[name].hub_id, BENCHMARKS[name].split)
         return datasets.Dataset.from_list([line])
 
@@ -55,7 +55,7 @@ def test_the_hub_is_read_by_the_same_fields(monkeypatch, name):
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch):
-    def load_dataset(hub_id, split):
+    def load_dataset(hub_id, config, split):
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -67,9 +67,13 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
     ("text", "sentence"),
     [
         ("{", "line 1: not JSON: Expecting property name enclosed in double quotes at column 2"),
-        ("3", "line 1: must be a JSON object, got int"),
+        ("3", "line 1: must be a JSON object as in knoveleng/AMC-23, got int"),
         ('{"problem": "1+1="}', "line 1: field 'answer' is missing, the fields are problem"),
-        ('{"problem": " ", "answer": "2"}', "line 1: field 'problem' must not be empty"),
+        ('{"problem": " ", "answer": "2"}', "line 1: field 'problem' must be a text that is not empty, got ' '"),
+        (
+            '\n{"problem": "1+1=", "answer": null}',
+            "line 2: field 'answer' must be a text that is not empty, or a number, got None",
+        ),
         ("", "is empty; expected one JSON object a line, as in knoveleng/AMC-23"),
     ],
 )
@@ -78,6 +82,14 @@ def test_wrong_lines_are_named(tmp_path, text, sentence):
     with pytest.raises(ValueError) as caught:
         load_benchmark("amc23", tmp_path)
     assert str(caught.value).endswith(sentence)
+
+
+def test_lines_are_read_as_those_of_a_task(tmp_path):
+    """A byte order mark, another system's line ends, and line ends of Unicode inside a text, as JSON allows them."""
+    texts = ["Let x = 1.\u2028Find x.", "one\u2029two", "one\x85two"]
+    lines = [json.dumps({"problem": text, "answer": "2"}, ensure_ascii=False) for text in texts]
+    (tmp_path / "math500.jsonl").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert load_benchmark("math500", tmp_path) == [(text, "2") for text in texts]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,16 @@ ENDS_IN = [
     ("10-3", "3"),
     ("(1+2)-3", "3"),
     ("x-3", "3"),
-    ("- 3", "3"),
+    ("- 3", "3"),  # a list's bullet
+    ("10 - 3", "3"),
+    ("x = - 3", "-3"),
+    ("pages 2–3", "3"),
+    ("12 and 345", "345"),
+    ("2020 300", "300"),
+    ("3.14 159", "159"),
+    ("12\n345", "345"),
+    ("1,234 567", "567"),
+    ("1{,}23", "23"),
     ("1/2", "2"),
     ("1.5e3", "1500"),
     ("27 or 28", "28"),
@@ -64,6 +74,74 @@ def test_exact_number_reads_the_answer_as_a_number_too():
     assert [exact_number("0.30001", "0.3"), exact_number("0.30", "0.3")] == [0.0, 1.0]  # no rounding
 
 
+# How people and models write a number, given as Python writes it; None where the way doesn't apply to it.
+
+
+def apart(gap):
+    """1234567 as 1␣234␣567, with this gap."""
+    return lambda number: f"{Decimal(number):,}".replace(",", gap) if abs(Decimal(number)) >= 1000 else None
+
+
+def around(before, after=""):
+    return lambda number: f"{before}{number}{after}"
+
+
+def signed(before):
+    """A currency, after the sign."""
+    return lambda number: f"-{before}{number[1:]}" if number[0] == "-" else f"{before}{number}"
+
+
+def minus(sign):
+    return lambda number: f"{sign}{number[1:]}" if number[0] == "-" else None
+
+
+def wide(number):
+    return number.translate(str.maketrans("0123456789.-", "０１２３４５６７８９．－"))
+
+
+GAPS = [",", "{,}", ",\\!", "{,}\\!", "\\,", "\\;", "\\:", "\\ ", "~", " ", "\u2009", "\u202f", "\u00a0", "'", "’"]
+WAYS = {f"gap {gap!r}": apart(gap) for gap in GAPS}
+WAYS |= {f"coin {coin}": signed(coin) for coin in ("\\$", "€", "£", "¥", "₹", "€ ")}
+WAYS |= {f"sign {sign}": minus(sign) for sign in "−–‑－"}
+WAYS |= {f"then {after}": around("", after) for after in (".", " €", "€", " km", "\\text{ km}", " apples.")}
+WAYS |= {"wide": wide, "text": around("\\text{", "}"), "equation": around("x = "), "plain": around("")}
+NUMBERS = ["5", "18", "80", "-3", "1234", "10080", "1234567", "-32348", "1234.5"]
+WRITTEN = [(way, number, write(number)) for way, write in WAYS.items() for number in NUMBERS if write(number)]
+OTHERS = [*NUMBERS, "0", "234", "567", "348", "32348", "3"]  # among them what is left where a gap is not understood
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_write_a_number_is_that_number_and_no_other(way):
+    for _, number, text in (row for row in WRITTEN if row[0] == way):
+        for completion in (text, f"\\boxed{{{text}}}", f"It is **{text}**", f"The answer is {text}."):
+            assert [other for other in {number, *OTHERS} if exact_number(completion, other) == 1.0] == [number]
+        assert (math_equal(f"\\boxed{{{text}}}", number), math_equal(f"\\boxed{{{text}}}", "81")) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_write_a_number_can_be_the_answer(way):
+    for _, number, text in (row for row in WRITTEN if row[0] == way):
+        found = [math_equal(f"\\boxed{{{other}}}", text) for other in (number, text, "81", f"{number}1")]
+        assert found == [1.0, 1.0, 0.0, 0.0], text
+        if "km" not in text and "apples" not in text and "x" not in text:
+            assert parse_number(text) == Decimal(number), text
+
+
+@pytest.mark.parametrize("answer", ["18.", "\\$18", "$18", "**18**", "`18`", " 18 ", "18€."])
+def test_an_answer_with_something_around_it_is_its_number(answer):
+    assert parse_number(answer) == 18
+    for completion in ("The answer is 18.", "\\boxed{18}", "18", "#### 18", "\\boxed{\\$18}", "It is `18`."):
+        assert (exact_number(completion, answer), math_equal(completion, answer)) == (1.0, 1.0)
+        assert (exact_number(completion, "81."), math_equal(completion, "81.")) == (0.0, 0.0)
+
+
+def test_math_equal_keeps_the_commas_of_pairs_and_the_dots_of_brackets():
+    assert math_equal("\\boxed{(1, 234)}", "(1,234)") == 1.0
+    assert math_equal("\\boxed{1234}", "(1,234)") == 0.0
+    cases = "\\left\\{\\begin{array}{l}x=1\\\\y=2\\end{array}\\right."
+    assert math_equal(f"\\boxed{{{cases}}}", cases) == 1.0
+
+
 @pytest.mark.parametrize("text", ["", "twenty-seven", "٢٧", "\ud800", "-", "$", ",,,", "²"])
 def test_exact_number_without_a_number_is_0(text):
     assert exact_number(text, "27") == 0.0
@@ -78,7 +156,8 @@ def test_exact_number_refuses_an_answer_that_is_no_number(answer):
 
 def test_exact_number_is_quick_on_long_texts():
     started = time.perf_counter()
-    for text in ("1" * 10**6, "1," * 10**5, "1,111" * 10**5, "-" * 10**6, "1e" * 10**5, "$" * 10**6, "." * 10**6):
+    parts = ("1", "1,", "1,111", "-", "1e", "$", ".", " 111", "= - ", "{,}\\!")
+    for text in (part * (2 * 10**5 // len(part)) for part in parts):
         exact_number(text, "27")
     assert time.perf_counter() - started < 5
 

@@ -302,12 +302,13 @@ GOOD = b'{"prompt": "1+1?", "answer": "2"}\n\n'
         (b'{"prompt": "\\ud800", "answer": 3}', "{path}, line 1: field 'prompt' must be a text that is not empty, got"),
         (b'{"prompt": "x", "answer": null}', "{path}, line 1: field 'answer' must be a text that is not empty, or a"),
         (b'{"prompt": "x", "answer": true}', "{path}, line 1: field 'answer' must be a text that is not empty, or a"),
+        (b'{"prompt": "x", "answer": NaN}', "{path}, line 1: field 'answer' must be a text that is not empty, or a"),
         (b'{"prompt": "x", "answer": "so ####"}', "{path}, line 1: field 'answer' must be a text that is not empty"),
         (GOOD + b"\xff\xfe", "{path}, line 3: not UTF-8 at byte 0"),
         (GOOD, "{path} must hold at least 2 different problems, one to train on and one to hold out"),
         (GOOD * 3, "{path} must hold at least 2 different problems, one to train on and one to hold out"),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_a_wrong_file_names_file_line_and_field(tmp_path, content, sentence):
     path = tmp_path / "mine.jsonl"
@@ -329,6 +330,92 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": 1.5}\r\n{"prompt": "\xc3\xa9", "answer": " 2 "}\r\n')
     assert read_jsonl(path) == [("a", "1.5"), ("é", "2")]
+
+
+# answers that are not right by themselves
+
+
+def file_task(tmp_path, *answers):
+    rows = [{"prompt": f"p{n}", "answer": answer} for n, answer in enumerate(answers)]
+    return load_task(write(tmp_path / "mine.jsonl", rows))
+
+
+@pytest.mark.parametrize("answers", [("18.", "20."), ("$18", "1,020"), ("−18", "2\\,000"), ("18 €", "€20")])
+def test_numbers_with_punctuation_are_numbers(tmp_path, answers):
+    task = file_task(tmp_path, *answers)
+    assert (task.reward, task.golds_checked, task.unequal_golds) == (exact_number, 2, ())
+    assert task.reward("The answer is 18.", answers[0]) == float("−" not in answers[0])
+
+
+@pytest.mark.parametrize(
+    "answer", ["\\$32,348", "18 apples.", "–3", "\\text{Evelyn}", "$[2,5)$", "\\boxed{7}", "50%", "Paris"]
+)
+def test_answers_beside_formulas_are_right_by_themselves(tmp_path, answer):
+    task = file_task(tmp_path, answer, "1/2", answer)
+    assert (task.reward, task.golds_checked, task.unequal_golds) == (math_equal, 2, ())
+    assert task.reward("\\boxed{32348}", answer) == float("348" in answer)
+
+
+UNREADABLE = "\\boxed{}"  # math-verify finds nothing in it
+
+
+def test_answers_that_no_text_equals_are_named(tmp_path):
+    with pytest.warns(UserWarning, match="1 of 3") as caught:
+        task = file_task(tmp_path, UNREADABLE, "1/2", "1/3")
+    assert (task.golds_checked, task.unequal_golds) == (3, (UNREADABLE,))
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"task '{tmp_path / 'mine.jsonl'}': 1 of 3 different answers that were checked don't get reward 1.0 for "
+        f"their own text, so that right completions may count as wrong: {UNREADABLE!r}"
+    )
+    assert warning.filename == __file__
+
+
+def test_a_task_of_nothing_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="2 of 2 different answers that were checked don't get reward 1.0"):
+        file_task(tmp_path, UNREADABLE, ".")
+
+
+def test_a_slow_reward_is_asked_about_some_of_many_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "GOLDS", 10)
+    assert file_task(tmp_path, *(f"{n}/7" for n in range(25))).golds_checked == 9  # each third
+    assert file_task(tmp_path, *map(str, range(25))).golds_checked == 25  # numbers are quick
+
+
+@pytest.mark.parametrize("name", ["spell_backward", "propositional_logic"])
+def test_answers_of_a_generator_are_asked_about_where_it_has_them(name):
+    task = load_task(name, train_size=6, heldout_size=3)
+    assert task.unequal_golds == ()
+    assert (task.golds_checked > 0) == (name == "spell_backward")  # the other has a check and no answers
+
+
+# Without reasoning_gym
+
+
+@pytest.fixture(params=["reasoning_gym", "pycosat"])
+def no_gym(request, monkeypatch, tmp_path):
+    """reasoning_gym, or a package that it needs, can't be imported."""
+    (tmp_path / "reasoning_gym.py").write_text(f"raise ModuleNotFoundError('gone', name={request.param!r})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    verifier._end()
+    yield request.param
+    verifier._end()
+
+
+def test_our_own_tasks_need_no_reasoning_gym(no_gym, tmp_path):
+    assert task_names() == [*OURS, "gsm8k", "open-rs"]
+    assert len(load_task("sums").train) > 200
+    assert file_task(tmp_path, "1/2", "1/3").reward is math_equal
+
+
+def test_a_task_of_reasoning_gym_says_that_it_is_missing(no_gym):
+    with pytest.raises(ValueError) as caught:
+        load_task("chain_sum")
+    assert str(caught.value) == (
+        "no task is named 'chain_sum', nor is it a .jsonl file: the names here are arithmetic, sums, sums-steps, "
+        f"gsm8k, open-rs, and none of reasoning_gym's: {no_gym} is not installed: "
+        "pip install 'minigrpo[gym]', which takes a C compiler"
+    )
 
 
 # the Hub, with rows in its form

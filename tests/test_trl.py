@@ -4,9 +4,11 @@ import inspect
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,13 +18,16 @@ pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
 from datasets import Dataset, DatasetDict
 from groups import assert_close
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import PROMPTS, reward, tiny, trainer, weights
 
 import minigrpo
 from minigrpo.integrations import trl as adapter
 from minigrpo.integrations.trl import OBJECTIVES, ProcessGRPOTrainer
+from minigrpo.llm.models import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -263,6 +268,23 @@ def test_truncated_completions_can_be_masked(tmp_path):
     assert moved(made).abs().max() == 0
 
 
+@pytest.mark.skipif(adapter.found < Version("1.15"), reason="an older TRL ends at the tokenizer's end alone")
+def test_completions_end_at_each_end_of_the_model(tmp_path):
+    """A model whose turns end otherwise than its tokenizer's texts: what is sampled ends there, and is whole."""
+    model, ends = tiny(), AutoTokenizer.from_pretrained(TINY).eos_token_id
+    model.generation_config.eos_token_id = [ends, 5]
+    made = trainer(ProcessGRPOTrainer, tmp_path, model=model, max_completion_length=24)
+    made.processing_class.eos_token = made.processing_class.convert_ids_to_tokens(5)
+    made = ProcessGRPOTrainer(
+        model, reward, made.args, made.train_dataset, processing_class=made.processing_class, objective="lambda_grpo"
+    )
+    batch = made._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS[:2] for _ in range(4)])
+    lengths = batch["completion_mask"].sum(dim=1)
+    last = batch["completion_ids"].gather(1, lengths[:, None] - 1).flatten()
+    assert set(last.tolist()) == {ends}
+    assert lengths.max() < 24
+
+
 # Processes and checkpoints
 
 
@@ -347,6 +369,57 @@ def test_resuming_inside_a_generation_is_refused(tmp_path):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+class Values:
+    """Evaluations in the place of TRL's: best after update 4, but for what is inside a generation; their updates."""
+
+    def __init__(self, made):
+        self.made, self.updates, self.weights = made, [], {}
+
+    def __call__(self, *arguments, **keywords):
+        update = self.made.state.global_step
+        self.updates.append(update)
+        self.weights[update] = vector(self.made)
+        metrics = {"eval_reward": {2: 0.5, 4: 0.9, 6: 0.3, 7: 0.2}.get(update, 1.0)}
+        self.made.callback_handler.on_evaluate(self.made.args, self.made.state, self.made.control, metrics)
+        return metrics
+
+
+BEST = {"metric_for_best_model": "eval_reward", "greater_is_better": True}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_iterations": 2}, {"steps_per_generation": 2}], ids=["twice", "in two parts"]
+)
+@pytest.mark.parametrize(
+    ("save_strategy", "load", "saved"),
+    [("steps", True, [2, 4, 6, 7]), ("best", True, [2, 4]), ("best", False, [2, 4])],
+    ids=["saved each time", "saved where best", "saved where best, not loaded"],
+)
+def test_the_best_model_is_the_one_that_was_evaluated(tmp_path, settings, save_strategy, load, saved):
+    """Two updates a generation: what is evaluated has a checkpoint, and the best one is given back."""
+    settings = settings | BEST | {"load_best_model_at_end": load, "save_strategy": save_strategy, "save_steps": 1}
+    more = {"objective": "grpo", "eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:2]})}
+    made = trainer(
+        ProcessGRPOTrainer, tmp_path, more=more, max_steps=7, eval_strategy="steps", eval_steps=1, **settings
+    )
+    made.evaluate = values = Values(made)
+    made.train()
+    assert (values.updates, checkpoints(tmp_path)) == ([2, 4, 6, 7], saved)
+    assert Path(made.state.best_model_checkpoint).name == "checkpoint-4"
+    assert (values.weights[7] - values.weights[4]).abs().max() > 1e-5
+    assert_close(vector(made), values.weights[4 if load else 7])
+
+
+def test_evaluations_stay_where_no_best_is_looked_for(tmp_path):
+    more = {"objective": "grpo", "eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:2]})}
+    made = trainer(
+        ProcessGRPOTrainer, tmp_path, more=more, max_steps=3, eval_strategy="steps", eval_steps=1, num_iterations=2
+    )
+    made.evaluate = values = Values(made)
+    made.train()
+    assert values.updates == [1, 2, 3]
+
+
 # What TRL must have
 
 
@@ -382,7 +455,13 @@ def test_trl_still_has_what_we_lean_on(tmp_path):
     assert factor in source, f"GRPOTrainer._compute_loss has no {factor} any more: our weights would be lost"
     options = set(inspect.signature(GRPOConfig).parameters)
     read = {"beta", "use_vllm", "vllm_importance_sampling_mode", "vllm_importance_sampling_correction"}
-    read |= {"use_bias_correction_kl", "steps_per_generation", "num_iterations", "gradient_accumulation_steps"}
+    read |= {
+        "metric_for_best_model",
+        "use_bias_correction_kl",
+        "steps_per_generation",
+        "num_iterations",
+        "gradient_accumulation_steps",
+    }
     assert not read - options, f"GRPOConfig has no {read - options} any more: minigrpo/integrations/trl.py reads it"
 
 
@@ -488,28 +567,29 @@ def test_a_group_that_the_batch_cannot_hold_is_refused_by_trl():
 @pytest.mark.parametrize(
     ("version", "sentence"),
     [
-        (None, f'trl is not installed: pip install "trl>={adapter.OLDEST},<{adapter.BEYOND}"'),
-        ("0.28.0", f'trl 0.28.0 is not supported: pip install "trl>={adapter.OLDEST},<{adapter.BEYOND}"'),
-        (f"{adapter.BEYOND}.0.dev0", f'trl {adapter.BEYOND}.0.dev0 is not supported: pip install "trl>='),
+        (None, "trl is not installed"),
+        ("0.28.0", "trl 0.28.0 is not supported"),
+        (f"{adapter.BEYOND}.0.dev0", None),
+        ("99.0", None),
     ],
 )
-def test_missing_or_other_versions_are_refused(version, sentence):
-    """Importing the adapter where metadata gives another version, or none."""
-    code = (
-        "from importlib import metadata\n"
-        "found = metadata.version\n"
-        "def version(name):\n"
-        "    if name != 'trl':\n"
-        "        return found(name)\n"
-        f"    if {version!r} is None:\n"
-        "        raise metadata.PackageNotFoundError(name)\n"
-        f"    return {version!r}\n"
-        "metadata.version = version\n"
-        "import minigrpo.integrations.trl\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode != 0
-    assert sentence in done.stderr.splitlines()[-1]
+def test_missing_and_older_versions_are_refused_and_newer_ones_pointed_out(monkeypatch, version, sentence):
+    """Running the adapter where metadata gives another version, or none."""
+    found = metadata.version
+
+    def version_of(name):
+        if name == "trl" and version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version if name == "trl" else found(name)
+
+    monkeypatch.setattr(metadata, "version", version_of)
+    if sentence is None:
+        with pytest.warns(UserWarning, match=f"^trl {version} is newer than what was tested, below {adapter.BEYOND}: "):
+            assert "ProcessGRPOTrainer" in runpy.run_path(adapter.__file__)
+    else:
+        with pytest.raises(ImportError) as caught:
+            runpy.run_path(adapter.__file__)
+        assert str(caught.value) == f'{sentence}: pip install "trl>={adapter.OLDEST},<{adapter.BEYOND}"'
 
 
 def test_one_range_of_versions():

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
 from safetensors.torch import load_file
+
+from minigrpo.llm.models import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = ROOT / "labs" / "gpu"
@@ -46,12 +49,11 @@ def test_dry_run(tmp_path, recipe):
     assert load_file(tmp_path / f"{saved}.safetensors")
 
 
-def script(tmp_path, recipe="one_gpu_lora", *more):
-    """The script in one process: its return code and its last line."""
-    path = GPU / "recipes" / f"{recipe}.yaml" if recipe in RECIPES else recipe
-    command = [sys.executable, str(GPU / "train.py"), str(path), "--out", str(tmp_path / "out"), *more]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    return done.returncode, done.stderr.strip().splitlines()[-1]
+def script(capsys, tmp_path, *more):
+    """The script on a recipe with changes, in this process: its return code and its last line."""
+    recipe = str(GPU / "recipes" / "one_gpu_lora.yaml")
+    code = module("train").main([recipe, "--out", str(tmp_path / "out"), *more])
+    return code, capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -67,17 +69,17 @@ def script(tmp_path, recipe="one_gpu_lora", *more):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_sentence(tmp_path, more, sentence):
+def test_bad_input_is_one_sentence(tmp_path, capsys, more, sentence):
     more = [*more, "per_device_train_batch_size=7"] if "num_generations=5" in more else more
-    code, line = script(tmp_path, "one_gpu_lora", *more)
+    code, line = script(capsys, tmp_path, *more)
     assert code == 2
     assert sentence in line
 
 
-def test_a_data_set_without_the_columns_is_refused(tmp_path):
+def test_a_data_set_without_the_columns_is_refused(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "1+1=", "solution": "2"}\n', encoding="utf-8")
-    code, line = script(tmp_path, "one_gpu_lora", "use_vllm=false", "bf16=false", "use_cpu=true", f"task={rows}")
+    code, line = script(capsys, tmp_path, "use_vllm=false", "bf16=false", "use_cpu=true", f"task={rows}")
     assert code == 2
     assert line.endswith("line 1: field 'answer' is missing, the fields are prompt, solution")
 
@@ -89,6 +91,116 @@ def module(name):
     sys.modules[spec.name] = loaded  # dataclasses look themselves up there
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def saved_model(folder, *, template=None, ends=None):
+    """`tiny`'s tokenizer and configurations, without weights: what must be refused is so before they are loaded."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    AutoConfig.from_pretrained(TINY).save_pretrained(folder)
+    if ends:
+        GenerationConfig(eos_token_id=ends).save_pretrained(folder)
+    return str(folder)
+
+
+def problems(folder, *prompts):
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "answer": "2"}) + "\n" for p in prompts), encoding="utf-8")
+    return str(path)
+
+
+def refused(capsys, tmp_path, model, task, *changes):
+    """The sentence of the script, here in this process."""
+    changes = ["prompts=1", "num_generations=2", "per_device_train_batch_size=2", "max_completion_length=24", *changes]
+    changes += ["use_vllm=false", "bf16=false", "use_cpu=true", f"model={model}", f"task={task}"]
+    code, line = script(capsys, tmp_path, *changes)
+    assert code == 2
+    return line
+
+
+def test_a_prompt_that_leaves_no_room_is_named_before_a_model_is_loaded(tmp_path, capsys):
+    model, long = saved_model(tmp_path), "1+" * 60 + "1="
+    task = problems(tmp_path, "1+1=", "2+2=", long, "3-1=", "0+2=", "5-3=", "9-7=", "8-6=")
+    line = refused(capsys, tmp_path, model, task, "all_problems=true")
+    assert line == (
+        f"train.py: the prompt {long[:40]!r}… of 124 tokens and max_completion_length 24 must fit into the 128 tokens "
+        "of the model's context: shorten one of them"
+    )
+
+
+def test_vllms_own_limit_counts_too(tmp_path):
+    from transformers import AutoTokenizer
+
+    check, tokenizer = module("train").check_lengths, AutoTokenizer.from_pretrained(TINY)
+    chats = [[{"role": "user", "content": "1+1="}]]
+    tokens = len(tokenizer.apply_chat_template(chats[0], add_generation_prompt=True, return_dict=False))
+    args = SimpleNamespace(use_vllm=True, vllm_max_model_length=tokens + 8, max_completion_length=8)
+    check(str(TINY), tokenizer, chats, args)
+    args.max_completion_length = 9
+    with pytest.raises(ValueError, match=f"must fit into the {tokens + 8} tokens of vllm_max_model_length"):
+        check(str(TINY), tokenizer, chats, args)
+    args.use_vllm = False
+    check(str(TINY), tokenizer, chats, args)
+
+
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+EACH = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}"
+LEAVES_OUT = "{% for m in messages if m.role != 'system' %}{{ '[' + m.role + ']' + m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (EACH, "[system]Add.[user]1+1="),
+        (REFUSES + EACH, "[user]Add.\n\n1+1="),
+        (LEAVES_OUT, "[user]Add.\n\n1+1="),
+    ],
+    ids=["has a system role", "refuses it", "leaves it out"],
+)
+def test_a_template_without_a_system_role_has_it_before_the_problem(template, text):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.chat_template = template
+    task = SimpleNamespace(train=Dataset.from_dict({"prompt": ["1+1="], "answer": ["2"]}), system_prompt="Add.")
+    recipe = {"all_problems": False, "system_prompt": None}
+    (row,) = module("train").conversations(task, recipe, tokenizer)
+    assert tokenizer.apply_chat_template(row["prompt"], tokenize=False) == text
+    assert row["answer"] == "2"
+    task.system_prompt = None
+    (row,) = module("train").conversations(task, recipe, tokenizer)
+    assert row["prompt"] == [{"role": "user", "content": "1+1="}]
+
+
+def test_a_template_that_can_not_be_used_is_one_sentence(tmp_path, capsys):
+    model = saved_model(tmp_path, template="{{ raise_exception('never') }}")
+    line = refused(capsys, tmp_path, model, problems(tmp_path, "1+1=", "2+2="))
+    assert line == f"train.py: the chat template of {model} can't be used: never"
+
+
+def test_a_model_with_further_ends_needs_a_trl_that_reads_them(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    train, tokenizer = module("train"), AutoTokenizer.from_pretrained(TINY)
+    more = saved_model(tmp_path, ends=[tokenizer.eos_token_id, 5])
+    args = SimpleNamespace(use_vllm=False, mask_truncated_completions=False)
+    monkeypatch.setattr(train.metadata, "version", lambda name: train.ALL_ENDS)
+    train.check_ends(more, tokenizer, args)
+    monkeypatch.setattr(train.metadata, "version", lambda name: "1.14.2")
+    train.check_ends(str(TINY), tokenizer, args)  # one end, which both have
+    for args.use_vllm, args.mask_truncated_completions in ((False, False), (False, True), (True, True)):
+        with pytest.raises(ValueError) as caught:
+            train.check_ends(more, tokenizer, args)
+        assert str(caught.value) == (
+            f"trl 1.14.2 ends a completion at '<eos>' alone, and {more} also at "
+            f"{tokenizer.convert_ids_to_tokens(5)}: pip install 'trl>={train.ALL_ENDS}'"
+        )
+    args.mask_truncated_completions = False  # vLLM stops by itself
+    train.check_ends(more, tokenizer, args)
 
 
 def block(text, name):

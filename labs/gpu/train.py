@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ RECIPE = {  # what a recipe may hold besides TRL's settings, with defaults
     "prompts": None,  # of an update; each is sampled num_generations times
     "lora": None,
 }
+ALL_ENDS = "1.15"  # the first TRL that reads every end of the model's generation configuration
 DRY_RUN = {
     "model_init_kwargs": None,
     "use_vllm": False,
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
         train(arguments)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: {error}", file=sys.stderr)
+            print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -65,17 +67,24 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         settings |= DRY_RUN
     settings["gradient_accumulation_steps"] = accumulation(recipe, settings)
+    from transformers import AutoTokenizer
+
     from minigrpo.integrations.trl import ProcessGRPOTrainer, check_arguments  # says so where TRL doesn't fit
     from minigrpo.llm.tasks import load_task
 
     args = configuration(arguments, settings)
     check_arguments(arguments.objective, {"args": args})
     task = load_task("sums" if arguments.dry_run else recipe["task"], train_size=10**6, heldout_size=200)
+    model = random_model(arguments.out) if arguments.dry_run else recipe["model"]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    chats = conversations(task, recipe, tokenizer)
+    check_ends(model, tokenizer, args)
+    check_lengths(model, tokenizer, list(chats["prompt"]), args)
     trainer = ProcessGRPOTrainer(
-        model=random_model(arguments.out) if arguments.dry_run else recipe["model"],
+        model=model,
         reward_funcs=reward_function(odd_length if arguments.dry_run else task.reward),
         args=args,
-        train_dataset=conversations(task, recipe),
+        train_dataset=chats,
         peft_config=lora(recipe["lora"]),
         objective=arguments.objective,
     )
@@ -122,14 +131,68 @@ def accumulation(recipe: dict[str, Any], settings: dict[str, Any]) -> int:
     return completions // (micro_batch * processes)
 
 
-def conversations(task: Any, recipe: dict[str, Any]) -> Any:
-    """The task's problems as chats, with their answers."""
+def conversations(task: Any, recipe: dict[str, Any], tokenizer: Any) -> Any:
+    """The task's problems as chats, with their answers; a template without a system role has it before the problem."""
     from datasets import concatenate_datasets
 
     rows = concatenate_datasets([task.train, task.heldout]) if recipe["all_problems"] else task.train
     system = recipe["system_prompt"] or task.system_prompt
-    opening = [{"role": "system", "content": system}] if system else []
-    return rows.map(lambda row: {"prompt": [*opening, {"role": "user", "content": row["prompt"]}]})
+    apart = bool(system) and shows_system(tokenizer)
+    opening = [{"role": "system", "content": system}] if apart else []
+    before = f"{system}\n\n" if system and not apart else ""
+    return rows.map(lambda row: {"prompt": [*opening, {"role": "user", "content": before + row["prompt"]}]})
+
+
+def shows_system(tokenizer: Any) -> bool:
+    """Whether a chat template shows a system message: some refuse it, some leave it out."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "system", "content": "minigrpo"}, {"role": "user", "content": "1+1="}]
+    try:
+        return "minigrpo" in tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def check_lengths(model: str, tokenizer: Any, chats: list[list[dict]], args: Any) -> None:
+    """Require that each prompt leaves room for its completion. Raises ValueError."""
+    from jinja2 import TemplateError
+    from transformers import AutoConfig
+
+    context = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    limits = {"the model's context": context, "vllm_max_model_length": args.use_vllm and args.vllm_max_model_length}
+    try:
+        ids = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {model} can't be used: {error}") from error
+    lengths = list(map(len, ids))
+    longest = max(lengths)
+    text = chats[lengths.index(longest)][-1]["content"]
+    for name, limit in limits.items():
+        if limit and longest + args.max_completion_length > limit:
+            raise ValueError(
+                f"the prompt {text[:40]!r}… of {longest} tokens and max_completion_length {args.max_completion_length} "
+                f"must fit into the {limit} tokens of {name}: shorten one of them"
+            )
+
+
+def check_ends(model: str, tokenizer: Any, args: Any) -> None:
+    """Require a TRL that ends a completion, and masks what follows, wherever the model's generation ends."""
+    from packaging.version import Version
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # the model has no generation_config.json
+        found = AutoConfig.from_pretrained(model).eos_token_id
+    others = set(found if isinstance(found, list) else [found]) - {tokenizer.eos_token_id, None}
+    trl = metadata.version("trl")
+    # vLLM stops by itself; TRL would still take what ended there for cut off
+    if others and Version(trl) < Version(ALL_ENDS) and not (args.use_vllm and not args.mask_truncated_completions):
+        raise ValueError(
+            f"trl {trl} ends a completion at {tokenizer.eos_token!r} alone, and {model} also at "
+            f"{', '.join(tokenizer.convert_ids_to_tokens(sorted(others)))}: pip install 'trl>={ALL_ENDS}'"
+        )
 
 
 def reward_function(reward: Any) -> Any:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Sized
 from importlib import metadata
 from typing import Any
 
@@ -29,13 +28,15 @@ from torch import Tensor
 from minigrpo.checks import check_choice
 from minigrpo.steps import step_mean, step_sizes
 
-OLDEST, BEYOND = "0.29.0", "1.17"  # of TRL: from the first, below the second
+OLDEST, BEYOND = "0.29.0", "1.17"  # of TRL: from the first; tested below the second
 try:
     found = Version(metadata.version("trl"))
 except metadata.PackageNotFoundError as error:
     raise ModuleNotFoundError(f'trl is not installed: pip install "trl>={OLDEST},<{BEYOND}"', name="trl") from error
-if found < Version(OLDEST) or found.release >= Version(BEYOND).release:
+if found < Version(OLDEST):
     raise ImportError(f'trl {found} is not supported: pip install "trl>={OLDEST},<{BEYOND}"')
+if found.release >= Version(BEYOND).release:
+    warnings.warn(f"trl {found} is newer than what was tested, below {BEYOND}: run tests/test_trl.py", stacklevel=2)
 
 from datasets import Dataset, IterableDataset  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
@@ -59,8 +60,6 @@ REQUIRED = {  # what makes a token's term depend on other tokens, or the denomin
     "off_policy_mask_threshold": None,
 }
 
-PER_TOKEN = ("token_truncate", "token_mask")  # TRL's other modes weigh whole completions
-
 
 def check_arguments(objective: str, given: dict[str, Any]) -> None:
     """Refuse, before a model is loaded, what would not be the named objective. Raises ValueError.
@@ -78,13 +77,14 @@ def check_arguments(objective: str, given: dict[str, Any]) -> None:
     if args is None:
         return
     prompts = args.generation_batch_size // args.num_generations
-    if isinstance(dataset, Sized) and len(dataset) < prompts:  # TRL would stop at once and say that it is done
+    if isinstance(dataset, Dataset) and len(dataset) < prompts:  # TRL would stop at once and say that it is done
         raise ValueError(f"train_dataset must hold the {prompts} prompts of a generation at least, got {len(dataset)}")
     for name, value in REQUIRED.items():
         if (got := vars(args).get(name, value)) != value:  # older versions lack some
             raise ValueError(f"{name} must be {value!r} for the process objectives, got {got!r}")
     if args.use_vllm and args.vllm_importance_sampling_correction:
-        check_choice("vllm_importance_sampling_mode", args.vllm_importance_sampling_mode, PER_TOKEN)
+        mode, per_token = args.vllm_importance_sampling_mode, ("token_truncate", "token_mask")  # others: per completion
+        check_choice("vllm_importance_sampling_mode", mode, per_token)
     if args.beta and args.use_bias_correction_kl:
         warnings.warn("use_bias_correction_kl is on, TRL's default: the paper's KL needs False", stacklevel=3)
 
@@ -99,9 +99,12 @@ def check_columns(name: str, dataset: Any) -> None:
 
 
 class GenerationBoundary(TrainerCallback):
-    """Keep checkpoints where a generation ends: what TRL has sampled and not yet used up is in no checkpoint."""
+    """Keep checkpoints where a generation ends: what TRL has sampled and not yet used up is in no checkpoint.
 
-    late, sampler = False, None  # whether a checkpoint waits for its generation's end; TRL's order of the data
+    Evaluations too where the best is looked for: it would else be of weights that no checkpoint has.
+    """
+
+    late, sampler = frozenset(), None  # what waits for its generation's end; TRL's order of the data
 
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         epochs, inside = self.place(args, state, train_dataloader)
@@ -111,9 +114,11 @@ class GenerationBoundary(TrainerCallback):
             next(iter(self.sampler))  # TRL draws the order of every epoch from one stream, and begins it anew
 
     def on_step_end(self, args, state, control, train_dataloader, **kwargs):
-        wanted, inside = control.should_save or self.late, self.place(args, state, train_dataloader)[1]
-        control.should_save = wanted and (not inside or control.should_training_stop)
-        self.late = wanted and not control.should_save
+        moved = ("should_save", "should_evaluate")[: 2 if args.metric_for_best_model else 1]
+        inside = self.place(args, state, train_dataloader)[1] and not control.should_training_stop
+        wanted = self.late.union(name for name in moved if getattr(control, name))
+        vars(control).update({name: name in wanted and not inside for name in moved})
+        self.late = wanted if inside else frozenset()
 
     def place(self, args, state, batches) -> tuple[int, int]:
         """The epochs done, and the batches since a generation began; an epoch's last update may have fewer batches."""
@@ -130,9 +135,8 @@ class ProcessGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *arguments: Any, objective: str = "lambda_grpo", **keywords: Any) -> None:
         check_arguments(objective, inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments)
-        self.objective = objective
+        self.objective, self._boundary = objective, GenerationBoundary()
         self._forward, self._again = None, False  # the last forward pass, and whether to take it again
-        self._boundary = GenerationBoundary()
         super().__init__(*arguments, **keywords)
         self.add_callback(self._boundary)
 
@@ -150,12 +154,10 @@ class ProcessGRPOTrainer(GRPOTrainer):
         if not mask.any():  # all were cut off, and mask_truncated_completions is on
             return batch
         G = self.num_generations if self.model.training else self.num_generations_eval
-        groups = (-1, G, ids.shape[-1])
         a = gather(batch["advantages"]).view(-1, G)
-        objective = OBJECTIVES[self.objective](a, ids.view(groups), mask.view(groups).bool())
+        objective = OBJECTIVES[self.objective](a, ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool())
         B, T = batch["completion_ids"].shape
-        first = self.accelerator.process_index * B
-        mine = (value.flatten(0, 1)[first : first + B, :T] for value in objective)
+        mine = (value.flatten(0, 1).split(B)[self.accelerator.process_index][:, :T] for value in objective)
         return batch | dict(zip(("advantages", WEIGHTS), mine, strict=True))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

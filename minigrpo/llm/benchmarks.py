@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigrpo.checks import check_choice
 from minigrpo.files import check_writable, write_json
-from minigrpo.llm.rewards import math_equal
-from minigrpo.llm.tasks import Row, Task
+from minigrpo.llm.rewards import boxed, math_equal
+from minigrpo.llm.tasks import Row, Task, check_golds, hub_rows, json_lines, texts_of
 from minigrpo.text import text_table
 
 if TYPE_CHECKING:
@@ -74,48 +74,14 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> list[Row]:
     """
     check_choice("benchmark", name, BENCHMARKS)
     benchmark = BENCHMARKS[name]
+    fields = benchmark.problem, benchmark.answer
     if folder is None:
-        return [_pair(row, benchmark, f"{benchmark.hub_id}, row {n}") for n, row in enumerate(_hub(benchmark), 1)]
-    path = Path(folder) / f"{name}.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected one JSON object a line, as in {benchmark.hub_id}")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} is empty; expected one JSON object a line, as in {benchmark.hub_id}")
-    return [
-        _pair(_object(line, f"{path}, line {n}"), benchmark, f"{path}, line {n}") for n, line in enumerate(lines, 1)
-    ]
-
-
-def _hub(benchmark: Benchmark) -> Iterable[dict[str, Any]]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(benchmark.hub_id, split=benchmark.split)
-    except (ConnectionError, FileNotFoundError) as error:
-        raise OSError(
-            f"{benchmark.hub_id} can't be had from the Hugging Face Hub ({' '.join(str(error).split())}): "
-            "give a folder of local files with --data"
-        ) from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be a JSON object, got {type(row).__name__}")
-    return row
-
-
-def _pair(row: dict[str, Any], benchmark: Benchmark, where: str) -> Row:
-    for field in (benchmark.problem, benchmark.answer):
-        if field not in row:
-            raise ValueError(f"{where}: field {field!r} is missing, the fields are {', '.join(row) or 'none'}")
-        if not str(row[field]).strip():
-            raise ValueError(f"{where}: field {field!r} must not be empty")
-    return str(row[benchmark.problem]).strip(), last_box(str(row[benchmark.answer])).strip()
+        advice = "give a folder of local files with --data"
+        rows = hub_rows(benchmark.hub_id, None, fields=fields, split=benchmark.split, advice=advice)
+    else:
+        lines = json_lines(Path(folder) / f"{name}.jsonl", f"as in {benchmark.hub_id}")
+        rows = [texts_of(row, where, fields[:1], fields[1]) for where, row in lines]
+    return [(problem, last_box(answer).strip()) for problem, answer in rows]
 
 
 def last_box(text: str) -> str:
@@ -152,7 +118,8 @@ def evaluate_benchmarks(
     for name, pairs in loaded.items():
         problems, answers = zip(*pairs, strict=True)
         heldout = Dataset.from_dict({"prompt": problems, "answer": answers})
-        task = Task(name, heldout.select([]), heldout, math_equal, options["max_new_tokens"], system_prompt)
+        golds = check_golds(f"benchmark {name!r}", answers, math_equal, boxed)
+        task = Task(name, heldout.select([]), heldout, math_equal, options["max_new_tokens"], system_prompt, *golds)
         found = evaluate(model, tokenizer, task, **options)
         rows.append({"benchmark": name, **{k: found[k] for k in ("accuracy", "ci_low", "ci_high", "problems")}})
         print(f"{name}: {_cell(rows[-1])}", file=sys.stderr)

@@ -16,9 +16,15 @@ from minigrpo.llm import verifier
 Reward = Callable[[str, str], float]
 SECONDS = 5.0  # what math-verify may take for one completion
 
+WIDE = str.maketrans("０１２３４５６７８９．－＋−", "0123456789.-+-")
+COIN = r"(?:\\?\$|[€£¥₹]) ?"
+GAP = r"(?:,|\{,\})\\!|\{,\}|\\[,:; ]|[ ~'’\u00a0\u2007\u2009\u202f]"  # what sets threes apart, besides ","
+SPACED = rf"[0-9]{{1,3}}(?P<gap>{GAP})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])"
+BEFORE = r"(?<![0-9A-Za-z)\]}])"  # a sign: 5-3 is a difference and ends in 3; =-3 and -$3 are negative
+DASH = "[-‐‑–]"
 NUMBER = re.compile(
-    r"(?P<sign>(?<![0-9A-Za-z)\]}])[-−+])?\\?\$?"  # 5-3 is a difference and ends in 3; =-3 and -$3 are negative
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    rf"(?P<sign>{BEFORE}(?:\+|{DASH})|(?<=[={{(]) ?{DASH} )?(?:{COIN})?"
+    rf"(?P<digits>(?:{SPACED.replace('>', '>,|', 1)}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?"
 )
 
@@ -26,29 +32,30 @@ NUMBER = re.compile(
 def _decimal(match: re.Match[str]) -> Decimal:
     """The number that NUMBER matched, exactly."""
     sign = "" if match["sign"] in (None, "+") else "-"
-    return Decimal(sign + match["digits"].replace(",", "") + (match["exponent"] or ""))
+    return Decimal(sign + re.sub("[^0-9.]", "", match["digits"]) + (match["exponent"] or ""))
 
 
 def parse_number(text: str) -> Decimal | None:
-    """Read a text that is one plain number and nothing else ("27", "-3", "1,000", "$2.50"); None for any other."""
-    match = NUMBER.fullmatch(text.strip())
+    """Read a text that is one plain number and nothing else ("27", "-3.", "1,000", "$2.50", "5 €"); else None."""
+    match = NUMBER.fullmatch(text.translate(WIDE).strip("*` \t\r\n").rstrip(" .*€£¥₹"))
     return _decimal(match) if match else None
 
 
 def exact_number(completion: str, answer: str) -> float:
     """Reward 1.0 where the last number in the completion equals the answer, exactly and as a number; 0.0 otherwise.
 
-    A number: digits, or digits in threes set apart by commas; then, optionally, "." and digits, and an exponent (e5).
-    So "27", "27.0", "$27", "27." and "\\boxed{27}" hold 27; "1,000" holds 1000; "1, 2" ends in 2; "1/2" ends in 2.
-    A "-" or "−" right before it (or before its "$") is its sign, unless a digit, letter or closing bracket stands
-    before that: "10-3" ends in 3, "=-3" in −3. No rounding: 0.3 is not 0.30001. No number: 0.0.
+    A number: digits, or digits in threes set apart by a comma, a space, an apostrophe or LaTeX's "{,}", ",\\!", "\\,";
+    then, optionally, "." and digits, and an exponent (e5). So "27", "27.0", "$27", "27." and "\\boxed{27}" hold 27;
+    "1,000", "1{,}000" and "1 000" hold 1000; "1, 2" and "1/2" end in 2. A minus or dash right before it (or before its
+    currency) is its sign, unless a digit, letter or closing bracket stands before that: "10-3" ends in 3; "=-3" and
+    "= - 3" in −3. No rounding: 0.3 is not 0.30001. No number: 0.0.
 
     Raises: ValueError where the answer is not a number: a mistake in the data, not in the completion.
     """
     right = parse_number(answer)
     if right is None:
         raise ValueError(f"answer must be one plain number, got {answer!r}")
-    numbers = list(NUMBER.finditer(completion))
+    numbers = list(NUMBER.finditer(completion.translate(WIDE)))
     return float(bool(numbers) and _decimal(numbers[-1]) == right)
 
 
@@ -58,13 +65,31 @@ def math_equal(completion: str, answer: str) -> float:
     The completion's answer is what `math_verify.parse` takes from it: \\boxed{…} or what follows "final answer is" (of
     several boxes the last one in $…$; outside of $ they are a set), else what follows "answer:" or "answer", else the
     last formula or number. Then `math_verify.verify`: 1/2 = 0.5 = \\frac{2}{4}, up to 6 decimals. The right answer is a
-    formula in LaTeX, with or without $ or \\boxed{}.
+    formula in LaTeX, with or without $ or \\boxed{}, or a number in any way that `exact_number` reads. In both, signs,
+    currency and spaced thousands that math-verify would misread are written as it reads them.
 
     Both work in a helper process, in any thread and without signals: a parser that fails on the completion, takes
     longer than SECONDS or dies gives 0.0. Raises: ValueError where math-verify is not installed.
     """
     verifier.call("load", "math_verify")  # its import is not on the clock
-    return float(verifier.call("math_equal", completion, answer, seconds=SECONDS) is True)
+    number = parse_number(answer)
+    right = boxed(_for_math_verify(answer) if number is None else f"{number:f}")
+    return float(verifier.call("math_equal", _for_math_verify(completion), right, seconds=SECONDS) is True)
+
+
+def boxed(formula: str) -> str:
+    """The completion that a formula itself is: in \\boxed{}, unless that or $…$ is in it; a single $ is a currency."""
+    dollars = len(re.findall(r"(?<!\\)\$", formula))
+    return formula if dollars > 1 or "\\boxed" in formula else f"\\boxed{{{re.sub(COIN, '', formula)}}}"
+
+
+def _for_math_verify(text: str) -> str:
+    """Write what math-verify misreads as it reads it; commas are left to it: they also stand between two numbers."""
+    text = re.sub(r"\\\$|[€£¥₹`]", "", text.translate(WIDE))
+    text = re.sub(rf"(?<![0-9.]){SPACED}", lambda match: re.sub("[^0-9]", "", match[0]), text)
+    text = re.sub(rf"{BEFORE}{DASH}(?=[0-9.])", "-", text)
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([-+]?[0-9.,]+)\}", r"\1", text)
+    return re.sub(r"(?<!\\right)\.(?=\s*(?:\}|$))", "", text)
 
 
 def _ends_boxed(completion: str) -> bool:
@@ -82,7 +107,7 @@ def _ends_boxed(completion: str) -> bool:
 def _ends_hashes(completion: str) -> bool:
     """Whether the last line is "#### n" with a plain number n, as in GSM8K."""
     _, found, rest = completion.rstrip().rpartition("####")
-    return bool(found) and parse_number(rest.removesuffix(".")) is not None and "\n" not in rest
+    return bool(found) and parse_number(rest) is not None and "\n" not in rest
 
 
 def _thinks(completion: str) -> bool:

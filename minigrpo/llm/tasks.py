@@ -10,15 +10,17 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigrpo.llm import verifier
-from minigrpo.llm.rewards import Reward, exact_number, math_equal, parse_number
+from minigrpo.llm.rewards import Reward, boxed, exact_number, math_equal, parse_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +29,7 @@ HELDOUT_SHARE = 0.2
 NUMBERS = range(2, 20)  # of the sums: 18² = 324 pairs
 PATIENCE = 500  # draws in a row without a new problem before a generator counts as exhausted
 PROBE = 50  # problems that tell whether a generator's answers are plain numbers
+GOLDS = 200  # golds at most that a reward of the helper process is asked about when a task is loaded
 SECONDS = 5.0  # what a generator's own check may take for one completion
 
 Row = tuple[str, str]  # prompt, answer
@@ -38,7 +41,8 @@ class Task:
 
     `train` and `heldout` have the text columns "prompt" (the user's message) and "answer", and no prompt in common.
     `reward(completion, answer)` is 0.0 or 1.0. `max_new_tokens` is enough for a right answer; `system_prompt` goes
-    before the user's message where it isn't None.
+    before the user's message where it isn't None. Of `golds_checked` different answers (all; at most GOLDS where the
+    reward is slow) the `unequal_golds` don't get reward 1.0 for their own text: they can't be what is meant.
     """
 
     name: str
@@ -47,17 +51,23 @@ class Task:
     reward: Reward
     max_new_tokens: int
     system_prompt: str | None
+    golds_checked: int = 0
+    unequal_golds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What a task is made from: rows of both sides, the held-out ones in an order that no seed changes."""
+    """What a task is made from: rows of both sides, the held-out ones in an order that no seed changes.
+
+    `own_text` is the completion that an answer itself would be, None where it tells none.
+    """
 
     train: list[Row]
     heldout: list[Row]
     reward: Reward
     max_new_tokens: int
     system_prompt: str | None = None
+    own_text: Callable[[str], str | None] = str
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,16 @@ class _Wanted:
 
 
 def task_names() -> list[str]:
-    """List every name that `load_task` knows: our own, then reasoning_gym's. Raises: ValueError without the latter."""
-    return [*TASKS, *verifier.call("gym_names")]
+    """List every name that `load_task` knows here: our own, then reasoning_gym's where it is installed."""
+    return [*TASKS, *_gym_names()[0]]
+
+
+def _gym_names() -> tuple[list[str], str]:
+    """Names of reasoning_gym's data sets; where it is not installed none, and a reason."""
+    try:
+        return verifier.call("gym_names"), ""
+    except verifier.MissingPackage as error:
+        return [], str(error)
 
 
 def load_task(
@@ -97,7 +115,8 @@ def load_task(
         split: of a Hub data set, to divide by hash. None: train on "train", hold out "test" where there is one.
 
     Raises: ValueError for an unknown name (with close ones), a wrong option, a file's line that is wrong (file, line
-    and field), too few problems, or a package that is missing; OSError for a file or data set that can't be read.
+    and field), too few problems, answers none of which is right by itself, or a package that is missing; OSError for a
+    file or data set that can't be read. Warns: where some answers are not right by themselves.
     """
     name, options = str(name), options or {}
     for what, value, least in (("seed", seed, 0), ("train_size", train_size, 1), ("heldout_size", heldout_size, 1)):
@@ -113,28 +132,53 @@ def load_task(
     if fixed := {"seed", "size"} & set(options):
         raise ValueError(f"options must not hold {min(fixed)!r}: seed, train_size and heldout_size are arguments")
     if known in TASKS:
-        source = TASKS[known](wanted)
-    elif is_file:
-        source = _file(Path(name), wanted)
-    elif name in verifier.call("gym_names"):
-        source = _gym(name, wanted)
-    else:
-        close = difflib.get_close_matches(name, task_names(), n=3)
-        hint = (
-            f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(TASKS)} and reasoning_gym's"
-        )
-        raise ValueError(f"no task is named {name!r}, nor is it a .jsonl file: {hint}")
-    return _task(name, source, wanted)
+        return _task(name, TASKS[known](wanted), wanted)
+    if is_file:
+        return _task(name, _file(Path(name), wanted), wanted)
+    gym, missing = _gym_names()
+    if name in gym:
+        return _task(name, _gym(name, wanted), wanted)
+    close = difflib.get_close_matches(name, [*TASKS, *gym], n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(TASKS)} and reasoning_gym's"
+    if missing:
+        hint = f"the names here are {', '.join(TASKS)}, and none of reasoning_gym's: {missing}"
+    raise ValueError(f"no task is named {name!r}, nor is it a .jsonl file: {hint}")
 
 
 def _task(name: str, source: _Source, wanted: _Wanted) -> Task:
-    """Cut a source to size, and make sure that its sides have no prompt in common."""
+    """Cut a source to size, make sure that its sides have no prompt in common, and check its answers."""
     train, heldout = source.train[: wanted.train_size], source.heldout[: wanted.heldout_size]
     both = {prompt for prompt, _ in train} & {prompt for prompt, _ in heldout}
     if both:
         raise ValueError(f"task {name!r}: {len(both)} prompts are in train and held-out, such as {min(both)!r}")
+    golds = check_golds(f"task {name!r}", (answer for _, answer in heldout + train), source.reward, source.own_text)
     sides = _dataset(train), _dataset(heldout)
-    return Task(name, *sides, source.reward, source.max_new_tokens, source.system_prompt)
+    return Task(name, *sides, source.reward, source.max_new_tokens, source.system_prompt, *golds)
+
+
+def check_golds(
+    what: str, answers: Iterable[str], reward: Reward, own_text: Callable[[str], str | None]
+) -> tuple[int, tuple[str, ...]]:
+    """Ask the reward about each answer's own text: how many different ones were asked about, and those not right.
+
+    Of a reward other than `exact_number`, which is slow, at most GOLDS are asked about, spread over all.
+
+    Raises: ValueError where all are wrong. Warns: where some are.
+    """
+    texts = {answer: text for answer in dict.fromkeys(answers) if (text := own_text(answer)) is not None}
+    apart = 1 if reward is exact_number else max(1, math.ceil(len(texts) / GOLDS))
+    asked = list(texts)[::apart]
+    unequal = tuple(answer for answer in asked if reward(texts[answer], answer) != 1.0)
+    if unequal:
+        some = ", ".join(map(repr, unequal[:3])) + (", …" if len(unequal) > 3 else "")
+        sentence = (
+            f"{what}: {len(unequal)} of {len(asked)} different answers that were checked don't get reward 1.0 for "
+            f"their own text, so that right completions may count as wrong: {some}"
+        )
+        if len(unequal) == len(asked):
+            raise ValueError(sentence)
+        warnings.warn(sentence, stacklevel=4)
+    return len(asked), unequal
 
 
 def _dataset(rows: list[Row]) -> Dataset:
@@ -241,7 +285,14 @@ def _gym(name: str, wanted: _Wanted) -> _Source:
     heldout = draw("held-out", "held-out", wanted.heldout_size)
     if numeric:
         return _Source(train, heldout, exact_number, max_new_tokens=128)
-    return _Source(train, heldout, partial(gym_reward, name, options), 256, ANSWER_TAGS)
+    return _Source(
+        train,
+        heldout,
+        partial(gym_reward, name, options),
+        256,
+        ANSWER_TAGS,
+        lambda answer: json.loads(answer)["answer"],
+    )
 
 
 def _gym_stream(name: str, options: str, stream: str) -> Iterator[tuple[str, str | None, int, int]]:
@@ -305,25 +356,35 @@ def _open_rs(wanted: _Wanted) -> _Source:
     """knoveleng/open-rs, which has one split: divided by hash."""
     rows = _hub("knoveleng/open-rs", None, fields=("problem", "answer"), split=wanted.split or "train")
     train, heldout = _divide(rows, _prompt_of, wanted.seed, "open-rs")
-    return _Source(train, heldout, math_equal, 2048, BOXED)
+    return _Source(train, heldout, math_equal, 2048, BOXED, boxed)
 
 
 def _hub(path: str, config: str | None, *, fields: tuple[str, str], split: str) -> list[Row]:
     """Rows of a data set from the Hub or its local cache. Raises: OSError offline, ValueError for other columns."""
+    advice = (
+        f'give a local file as the task instead, such as {HUB_IDS[path]}.jsonl, with the fields "{fields[0]}" and '
+        f'"{fields[1]}" on each line'
+    )
+    rows = hub_rows(path, config, fields=fields, split=split, advice=advice)
+    return [(prompt, _final(answer)) for prompt, answer in rows]
+
+
+def hub_rows(path: str, config: str | None, *, fields: tuple[str, str], split: str, advice: str) -> list[Row]:
+    """Two columns of a data set from the Hub or its local cache.
+
+    Raises: OSError, with advice, where it can't be had; ValueError for other columns, or what is no text.
+    """
     import datasets
 
     try:
         rows = datasets.load_dataset(path, config, split=split)
     except (ConnectionError, FileNotFoundError) as error:
-        raise OSError(
-            f"{path} can't be had from the Hugging Face Hub ({' '.join(str(error).split())}): give a local file as the "
-            f'task instead, such as {HUB_IDS[path]}.jsonl, with the fields "{fields[0]}" and "{fields[1]}" on each line'
-        ) from error
+        reason = " ".join(str(error).split())
+        raise OSError(f"{path} can't be had from the Hugging Face Hub ({reason}): {advice}") from error
     missing = [field for field in fields if field not in rows.column_names]
     if missing:
         raise ValueError(f"{path} must have the column {missing[0]!r}, got {', '.join(rows.column_names)}")
-    pairs = zip(rows[fields[0]], rows[fields[1]], strict=True)
-    return [(prompt.strip(), _final(answer)) for prompt, answer in pairs]
+    return [texts_of(row, f"{path}, row {n}", fields[:1], fields[1]) for n, row in enumerate(rows, 1)]
 
 
 def _file(path: Path, wanted: _Wanted) -> _Source:
@@ -331,7 +392,8 @@ def _file(path: Path, wanted: _Wanted) -> _Source:
     rows = read_jsonl(path)
     train, heldout = _divide(rows, _prompt_of, wanted.seed, str(path))
     numeric = all(parse_number(answer) is not None for _, answer in rows)
-    return _Source(train, heldout, exact_number if numeric else math_equal, max_new_tokens=320)
+    reward, own_text = (exact_number, str) if numeric else (math_equal, boxed)
+    return _Source(train, heldout, reward, 320, own_text=own_text)
 
 
 def read_jsonl(path: str | Path) -> list[Row]:
@@ -342,19 +404,32 @@ def read_jsonl(path: str | Path) -> list[Row]:
 
     Raises: FileNotFoundError; ValueError with the file, the line and the field.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected one JSON object a line, with a prompt and an answer")
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if line.strip():
-            rows.append(_row(line, f"{path}, line {number}"))
-    if not rows:
-        raise ValueError(f"{path} is empty; expected one JSON object a line, with a prompt and an answer")
+    for where, row in json_lines(path, "with a prompt and an answer"):
+        prompt, answer = texts_of(row, where, PROMPT_FIELDS, "answer")
+        if not _final(answer):
+            raise ValueError(_no_answer(where, "answer", answer))
+        rows.append((prompt, _final(answer)))
     return rows
 
 
-def _row(line: bytes, where: str) -> Row:
+def json_lines(path: str | Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file that has one a line, each with its place; empty lines are skipped.
+
+    Raises: FileNotFoundError; ValueError with the file and the line, and with what was expected of an object.
+    """
+    path, empty = Path(path), True
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected one JSON object a line, {expected}")
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: a text may hold other line ends
+        if line.strip():
+            where, empty = f"{path}, line {number}", False
+            yield where, _object(line, where, expected)
+    if empty:
+        raise ValueError(f"{path} is empty; expected one JSON object a line, {expected}")
+
+
+def _object(line: bytes, where: str, expected: str) -> dict[str, Any]:
     """One line of a file."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -365,21 +440,34 @@ def _row(line: bytes, where: str) -> Row:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
         raise ValueError(f"{where}: not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: must be a JSON object with a prompt and an answer, got {type(row).__name__}")
-    field = next((field for field in PROMPT_FIELDS if field in row), None)
+        raise ValueError(f"{where}: must be a JSON object {expected}, got {type(row).__name__}")
+    return row
+
+
+def texts_of(row: dict[str, Any], where: str, prompts: Sequence[str], answer: str) -> Row:
+    """The prompt, from the first field of these that there is, and the answer of one row.
+
+    Raises: ValueError, with the place and the field, for what is missing or no text.
+    """
+    field = next((field for field in prompts if field in row), None)
     names = ", ".join(row) or "none"
     if field is None:
-        raise ValueError(f"{where}: field 'prompt' (or 'problem', 'question') is missing, the fields are {names}")
-    if "answer" not in row:
-        raise ValueError(f"{where}: field 'answer' is missing, the fields are {names}")
-    prompt, answer = row[field], row["answer"]
+        others = f" (or {', '.join(map(repr, prompts[1:]))})" if prompts[1:] else ""
+        raise ValueError(f"{where}: field {prompts[0]!r}{others} is missing, the fields are {names}")
+    if answer not in row:
+        raise ValueError(f"{where}: field {answer!r} is missing, the fields are {names}")
+    prompt, right = row[field], row[answer]
     if not _is_text(prompt):
         raise ValueError(f"{where}: field {field!r} must be a text that is not empty, got {prompt!r}")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not _is_text(answer) or not _final(answer):
-        raise ValueError(f"{where}: field 'answer' must be a text that is not empty, or a number, got {answer!r}")
-    return prompt.strip(), _final(answer)
+    if isinstance(right, int | float) and not isinstance(right, bool) and math.isfinite(right):
+        right = str(right)
+    if not _is_text(right):
+        raise ValueError(_no_answer(where, answer, right))
+    return prompt.strip(), right.strip()
+
+
+def _no_answer(where: str, field: str, got: Any) -> str:
+    return f"{where}: field {field!r} must be a text that is not empty, or a number, got {got!r}"
 
 
 def _is_text(value: object) -> bool:

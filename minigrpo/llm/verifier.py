@@ -23,11 +23,16 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 4 << 30  # bytes the helper may map, on Linux
+GYM = "pip install 'minigrpo[gym]', which takes a C compiler"  # for pycosat, which has no wheel
 CHUNK = 1000  # reasoning_gym's `size`: a few data sets depend on it, and can't go on past it
 
 
 class HelperError(RuntimeError):
     """An exception inside the helper: its kind and message."""
+
+
+class MissingPackage(ValueError):
+    """A package that the helper would need, and what to do about it."""
 
 
 # This side: start the helper, ask it, end it.
@@ -63,7 +68,7 @@ def call(function: str, *arguments: Any, seconds: float | None = None) -> Any:
 
     A call without a limit is ours, not a completion's: it raises HelperError instead.
 
-    Raises: ValueError where math-verify or reasoning_gym is not installed.
+    Raises: MissingPackage where math-verify or reasoning_gym, or what they need, is not installed.
     """
     with _lock:
         helper, late = _helper(), threading.Event()
@@ -89,8 +94,9 @@ def call(function: str, *arguments: Any, seconds: float | None = None) -> Any:
             if not reply or late.is_set():  # also after Ctrl-C: the answer to this question must not meet the next one
                 _end()
     result, error, missing = json.loads(reply) if reply else (None, "the helper process ended", None)
-    if missing in ("math_verify", "reasoning_gym"):
-        raise ValueError(f"{missing} is not installed: pip install 'minigrpo[llm]'")
+    if missing is not None and (seconds is None or missing in ("math_verify", "reasoning_gym")):
+        advice = "pip install 'minigrpo[llm]'" if missing == "math_verify" else GYM
+        raise MissingPackage(f"{missing} is not installed: {advice}")
     if error is not None and seconds is None:
         raise HelperError(error)
     return result
@@ -109,12 +115,11 @@ def _gold(answer: str) -> list[Any]:
     """The right answer as math-verify parses it."""
     from math_verify import parse
 
-    marked = "$" in answer or "\\boxed" in answer
-    return parse(answer if marked else f"\\boxed{{{answer}}}", parsing_timeout=None)
+    return parse(answer, parsing_timeout=None)
 
 
 def math_equal(completion: str, answer: str) -> bool:
-    """Whether math-verify finds both equal, without its own time limits."""
+    """Whether math-verify finds both equal, the answer in a box or in $…$, without its own time limits."""
     from math_verify import parse, verify
 
     return bool(verify(_gold(answer), parse(completion, parsing_timeout=None), timeout_seconds=None))
