@@ -34,10 +34,3 @@ def test_an_extra_is_not_missing(monkeypatch):
     assert line.startswith("ok     ")
     assert "minigrpo[gym]" in line
     assert lines[-1].startswith(f"Missing: {len(doctor.NEEDED)}")
-
-
-
-def test_doctor_and_verifier_know_the_same_python():
-    from minigrpo.llm import verifier
-
-    assert doctor.NO_GYM == verifier.NO_GYM

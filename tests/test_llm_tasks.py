@@ -1,5 +1,6 @@
 """Tasks: what each problem is, that train and held-out never meet, and the sentence for each wrong input."""
 
+import importlib.util
 import json
 import random
 import re
@@ -9,7 +10,6 @@ import sys
 import pytest
 
 pytest.importorskip("datasets")
-pytest.importorskip("reasoning_gym")
 pytest.importorskip("math_verify")
 
 import datasets
@@ -18,6 +18,9 @@ from minigrpo.llm import tasks, verifier
 from minigrpo.llm.rewards import exact_number, math_equal
 from minigrpo.llm.tasks import ANSWER_TAGS, load_task, read_jsonl, task_names
 
+needs_gym = pytest.mark.skipif(
+    importlib.util.find_spec("reasoning_gym") is None, reason="the extra gym is not installed; it takes a C compiler"
+)
 OURS = ["arithmetic", "sums", "sums-steps"]
 GENERATORS = [
     "chain_sum",
@@ -69,7 +72,7 @@ def test_orders_of_the_same_numbers_are_on_one_side(name):
     assert len(train | heldout) == 18 ** (2 if name == "sums" else 3)
 
 
-@pytest.mark.parametrize("name", [*OURS, *GENERATORS])
+@pytest.mark.parametrize("name", [*OURS, *(pytest.param(name, marks=needs_gym) for name in GENERATORS)])
 def test_train_and_heldout_never_meet_whatever_the_seeds(name):
     sizes = {"train_size": 20, "heldout_size": 8} if name not in OURS else {}
     seen_train, seen_heldout = set(), set()
@@ -87,7 +90,7 @@ def test_train_and_heldout_never_meet_whatever_the_seeds(name):
         assert (len(task.train), len(task.heldout)) == (20, 8)
 
 
-@pytest.mark.parametrize("name", [*OURS, "chain_sum"])
+@pytest.mark.parametrize("name", [*OURS, pytest.param("chain_sum", marks=needs_gym)])
 def test_a_seed_gives_the_same_task_again_and_another_seed_another_order(name):
     first, again, other = (load_task(name, seed=seed, train_size=50, heldout_size=20) for seed in (3, 3, 4))
     assert first.train.to_list() == again.train.to_list() != other.train.to_list()
@@ -108,6 +111,7 @@ def test_load_task_itself_refuses_an_overlap(monkeypatch):
 # reasoning_gym
 
 
+@needs_gym
 @pytest.mark.parametrize("name", ["chain_sum", "basic_arithmetic"])
 def test_numeric_generators_use_exact_numbers(name):
     task = load_task(name, train_size=30, heldout_size=10)
@@ -116,6 +120,7 @@ def test_numeric_generators_use_exact_numbers(name):
         assert task.reward(f"I get {row['answer']}", row["answer"]) == 1.0
 
 
+@needs_gym
 @pytest.mark.parametrize("name", ["countdown", "spell_backward", "polynomial_multiplication", "word_ladder"])
 def test_other_generators_use_their_own_check(name):
     task = load_task(name, train_size=8, heldout_size=4)
@@ -128,6 +133,7 @@ def test_other_generators_use_their_own_check(name):
         assert task.reward("", row["answer"]) == 0.0
 
 
+@needs_gym
 def test_the_check_accepts_other_right_answers():
     task = load_task("countdown", train_size=5, heldout_size=2)
     for row in task.train:
@@ -136,6 +142,7 @@ def test_the_check_accepts_other_right_answers():
         assert task.reward(f"<answer>({right})</answer>", row["answer"]) == 1.0
 
 
+@needs_gym
 def test_partial_credit_is_not_a_reward():
     task = load_task("spell_backward", train_size=5, heldout_size=2, options={"min_word_len": 6})
     key = task.train[0]["answer"]
@@ -146,6 +153,7 @@ def test_partial_credit_is_not_a_reward():
     assert task.reward(swapped, key) == 0.0
 
 
+@needs_gym
 def test_a_check_that_hangs_gives_0_and_the_next_is_right(monkeypatch):
     task = load_task("countdown", train_size=2, heldout_size=1)
     monkeypatch.setattr(tasks, "SECONDS", 0.5)
@@ -155,6 +163,7 @@ def test_a_check_that_hangs_gives_0_and_the_next_is_right(monkeypatch):
     assert task.reward(json.loads(row["answer"])["answer"], row["answer"]) == 1.0
 
 
+@needs_gym
 def test_problems_do_not_depend_on_the_processs_hash_seed():
     """reasoning_gym's ransom_note walks over a set: in our own process each run would give other problems."""
     arguments = ("gym_items", "ransom_note", "{}", 7, 0, 5)
@@ -163,11 +172,30 @@ def test_problems_do_not_depend_on_the_processs_hash_seed():
     assert verifier.call(*arguments) == first
 
 
+@needs_gym
 def test_options_reach_the_generator():
     task = load_task("chain_sum", train_size=5, heldout_size=2, options={"min_terms": 9, "max_terms": 9})
     assert {len(re.findall(r"\d+", prompt)) for prompt in task.train["prompt"]} == {9}
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "sentence"),
+    [
+        ("chain_sum", {"options": {"seed": 1}}, "options must not hold 'seed'"),
+        ("sums", {"options": {"x": 1}}, "options are for the tasks of reasoning_gym"),
+        ("sums", {"split": "train"}, "split is for gsm8k, open-rs, got 'train' for task 'sums'"),
+        ("sums", {"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ("sums", {"train_size": 0}, "train_size must be a whole number of at least 1, got 0"),
+        ("sums", {"heldout_size": 2.5}, "heldout_size must be a whole number of at least 1, got 2.5"),
+    ],
+)
+def test_wrong_arguments(name, kwargs, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        load_task(name, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+@needs_gym
 @pytest.mark.parametrize(
     ("name", "kwargs", "sentence"),
     [
@@ -177,23 +205,16 @@ def test_options_reach_the_generator():
             "task 'chain_sum' of reasoning_gym with options {\"min_terms\": 99}",
         ),
         ("chain_sum", {"options": {"no_such": 1}}, "unexpected keyword argument 'no_such'"),
-        ("chain_sum", {"options": {"seed": 1}}, "options must not hold 'seed'"),
-        ("sums", {"options": {"x": 1}}, "options are for the tasks of reasoning_gym"),
-        ("sums", {"split": "train"}, "split is for gsm8k, open-rs, got 'train' for task 'sums'"),
-        ("sums", {"seed": -1}, "seed must be a whole number of at least 0, got -1"),
-        ("sums", {"train_size": 0}, "train_size must be a whole number of at least 1, got 0"),
-        ("sums", {"heldout_size": 2.5}, "heldout_size must be a whole number of at least 1, got 2.5"),
         ("chain_sums", {}, "no task is named 'chain_sums', nor is it a .jsonl file: did you mean chain_sum"),
         ("sum", {}, "did you mean sums"),
         ("qqqq", {}, "the names are arithmetic, sums, sums-steps, gsm8k, open-rs and reasoning_gym's"),
     ],
 )
-def test_wrong_arguments(name, kwargs, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
-        load_task(name, **kwargs)
-    assert "\n" not in str(error.value)
+def test_wrong_arguments_of_a_generator(name, kwargs, sentence):
+    test_wrong_arguments(name, kwargs, sentence)
 
 
+@needs_gym
 def test_a_generator_that_runs_dry_says_so():
     one_digit = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     with pytest.raises(ValueError, match="has about .* different train problems, 1000 were asked for: ask for fewer"):
@@ -201,6 +222,7 @@ def test_a_generator_that_runs_dry_says_so():
     assert len(load_task("chain_sum", options=one_digit, train_size=20, heldout_size=5).train) == 20
 
 
+@needs_gym
 def test_seeds_of_a_small_generator_share_no_problem_across_the_sides():
     """Of about 160 problems two seeds draw many in common: only a side that a problem always has keeps them apart."""
     one_digit = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -211,6 +233,7 @@ def test_seeds_of_a_small_generator_share_no_problem_across_the_sides():
     assert not (first[0] | second[0]) & (first[1] | second[1])
 
 
+@needs_gym
 def test_a_generator_that_prints_does_not_disturb():
     """reasoning_gym's bf prints dots while it looks for problems."""
     question = json.dumps(["gym_items", "bf", "{}", 1, 0, 30]).encode() + b"\n"
@@ -220,6 +243,7 @@ def test_a_generator_that_prints_does_not_disturb():
     assert len(json.loads(line)[0]) == 30
 
 
+@needs_gym
 def test_task_names():
     names = task_names()
     assert len(names) == len(set(names)) > 50
@@ -382,6 +406,7 @@ def test_a_slow_reward_is_asked_about_some_of_many_answers(tmp_path, monkeypatch
     assert file_task(tmp_path, *map(str, range(25))).golds_checked == 25  # numbers are quick
 
 
+@needs_gym
 @pytest.mark.parametrize("name", ["spell_backward", "propositional_logic"])
 def test_answers_of_a_generator_are_asked_about_where_it_has_them(name):
     task = load_task(name, train_size=6, heldout_size=3)
