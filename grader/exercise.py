@@ -52,7 +52,8 @@ def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer
             return f"{where} must be a {type(expected).__name__}, got {_brief(answer)}"
         if len(answer) != len(expected):
             return f"{where} must hold {len(expected)} items, got {len(answer)}"
-        pairs = ((f"{where}[{i}]", expected[i], answer[i]) for i in range(len(expected)))
+        rows = torch.as_tensor(answer) if _is_array(answer) else answer
+        pairs = ((f"{where}[{i}]", expected[i], rows[i]) for i in range(len(expected)))
     elif isinstance(expected, float):
         if isinstance(answer, bool) or not isinstance(answer, (int, float)):
             return f"{where} must be a number, got {_brief(answer)}"

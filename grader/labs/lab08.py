@@ -46,7 +46,7 @@ def judge_diagnosis(arguments: Case, expected: Any, answer: Any) -> str | None:
     """Judge the form alone where no run is named, so that the public check gives nothing away; else that run."""
     if not isinstance(answer, dict) or set(answer) != set(TRUTH):
         return f"the answer must be a dict with the keys {', '.join(TRUTH)}"
-    if unknown := [run for run, cause in answer.items() if cause not in CAUSES]:
+    if unknown := [run for run, cause in answer.items() if type(cause) is not str or cause not in CAUSES]:
         return f"the cause of run {unknown[0]} must be one of the keys of CAUSES"
     run = arguments["run"]
     if run is not None and answer[run] != expected[run]:

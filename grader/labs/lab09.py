@@ -165,12 +165,12 @@ def settings_of_groups(**arguments):
 
 def judge_settings(arguments: Case, expected: dict, answer: Any) -> str | None:
     """Judge the rules one after the other, and name the one that is broken."""
-    if answer == expected:
-        return None
     if not isinstance(answer, dict) or set(answer) != set(expected):
         return f"the answer must be a dict with the keys {', '.join(expected)}"
     if any(type(value) is not int or value < 1 for value in answer.values()):
         return "prompts, group_size and micro_batch must be whole numbers of at least 1"
+    if answer == expected:
+        return None
     if answer["prompts"] * answer["group_size"] != arguments["completions"]:
         return "prompts × group_size must be the number of completions"
     for name, why in (
