@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from grader.exercise import Attempt, Case, Exercise, explain
@@ -119,6 +120,8 @@ def _the_call_that_fails(exercise: Exercise, found: Attempt) -> Attempt:
 
 def _show(value: Any) -> str:
     """Show an argument or answer in full where it is short."""
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
     if isinstance(value, torch.Tensor):
         text = str(value.tolist()) if value.numel() <= SHOWN else f"tensor of shape {tuple(value.shape)}, {value.dtype}"
         return _rounded(value) if value.is_floating_point() and value.numel() <= SHOWN else text
