@@ -200,7 +200,8 @@ def step_sizes(completion_ids, completion_mask):
     ("body", "points"),
     [
         ("Noise(); print('noise', file=sys.stderr); os.write(2, b'noise'); return sizes", 5),
-        ("return sizes.as_subclass(type('T', (torch.Tensor,), {}))", 0),
+        ("return sizes.as_subclass(type('T', (torch.Tensor,), {}))", 5),
+        ("return (0 * sizes).as_subclass(type('T', (torch.Tensor,), {'__eq__': lambda self, other: True}))", 0),
         ("return Equal()", 0),
         ("return 2", 0),
         ("return torch.tensor(2)", 0),
