@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -709,10 +710,29 @@ def test_the_students_archive_holds_no_solution(tmp_path):
     with zipfile.ZipFile(tmp_path / "course.zip") as archive:
         names = archive.namelist()
         text = "\n".join(archive.read(name).decode("utf-8", "ignore") for name in names if not name.endswith(".png"))
+        dates = {entry.date_time for entry in archive.infolist()}
     assert "course/labs/lab02_process_steps.ipynb" in names
     assert not [name for name in names if "solutions/" in name or "tests/" in name or "instructor" in name]
     assert read_source(thirty.ROOT / "solutions" / "lab02_process_steps.py").title in text
     assert "shared_so_far = same_token" not in text
+    assert "*Rubric.*" not in text
+    (date,) = dates
+    assert 2025 < date[0] <= time.gmtime().tm_year
+    before = (tmp_path / "course.zip").read_bytes()
+    release(thirty.ROOT, tmp_path / "course.zip")
+    assert (tmp_path / "course.zip").read_bytes() == before
+
+
+def test_what_the_archive_holds_is_said_as_it_is(tmp_path, capsys):
+    """The checks need what they compare with: neither the printed line nor the guide promises otherwise."""
+    assert main(["release", "--out", str(tmp_path / "course.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "course.zip") as archive:
+        assert b"def process_sets" in archive.read("course/grader/labs/lab02.py")
+    guide = (thirty.ROOT / "docs" / "instructor.md").read_text(encoding="utf-8")
+    for said in (capsys.readouterr().out, guide):
+        assert "grader/labs" in said
+        assert "no solutions/" in said
+        assert not re.search(r"no solutions(?!/)|without (their )?solutions(?!/)", said)
 
 
 def test_a_student_checks_and_packs_unfinished_work(tmp_path, capsys):

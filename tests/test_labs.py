@@ -168,8 +168,8 @@ CLOTHES = {
     "an OrderedDict": {"mapping": OrderedDict},
 }
 WIDE = {float: torch.float64, int: torch.int64, bool: torch.bool}
-GRADIENTS = ("loss_and_grads", "lab08_output_and_grads")
-OURS = [exercise for exercise in EXERCISES if exercise.id < "lab05"]  # the others' judges have rules of their own
+OWN_RULES = ("lab05", "lab09")  # their judges want plain numbers and lists, and say so
+UNLIKE = ("tensors of no dimension", "arrays of whole numbers", "narrow numpy scalars")
 
 
 def wearing(function, name: str):
@@ -187,7 +187,7 @@ def test_the_check_and_the_grade_agree_on_what_people_return(exercise, name, sol
         assert here.error is None, (part.name, here.error)
         there = _attempt(exercise, case, Answer(carried(exercise.run(function, case), finite=True)), [])
         assert here.wrong == there.wrong
-        if exercise in OURS:
+        if exercise.id[:5] not in OWN_RULES or name not in UNLIKE:
             assert here.passed, (part.name, here.wrong)
 
 
