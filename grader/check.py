@@ -53,8 +53,9 @@ def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[lis
     shown = _the_call_that_fails(exercise, first)
     lines += [f"  {name} = {_show(value)}" for name, value in shown.case.items()]
     lines += [f"  {_reason(first)}"]
-    if not first.error and shown.expected is not None:
-        lines += [f"  expected {_show(shown.expected)}", f"  got      {_show(shown.answer)}"]
+    if shown.expected is not None and not _raised(first):
+        lines += [f"  expected {_show(shown.expected)}"]
+        lines += [f"  got      {_show(shown.answer)}"] if not first.error else []
     if mistake := explain(exercise, [found for _, found in tried]):
         lines += [f"  It looks like this: {mistake.hint}"]
     elif not first.error:
@@ -97,14 +98,16 @@ def _said_when_slow(exercise: Exercise):
         timer.cancel()
 
 
+def _raised(found: Attempt) -> bool:
+    """Whether the student's code raised, rather than gave an answer that can't be sent or judged."""
+    return found.error is not None and not found.error.startswith(f"{ProtocolError.__name__}: ")
+
+
 def _reason(found: Attempt) -> str:
     """What is wrong, in a sentence: of the answer, of its form, or what the code raised."""
-    if not found.error:
-        return found.wrong
-    kind, _, text = found.error.partition(": ")
-    return (
-        f"the answer can't be graded: {text}" if kind == ProtocolError.__name__ else f"your code raised {found.error}"
-    )
+    if _raised(found):
+        return f"your code raised {found.error}"
+    return f"the answer can't be graded: {found.error.partition(': ')[2]}" if found.error else found.wrong
 
 
 def _the_call_that_fails(exercise: Exercise, found: Attempt) -> Attempt:

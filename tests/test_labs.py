@@ -16,7 +16,7 @@ from grader.exercise import Attempt, Exercise, explain
 from grader.grade import _attempt
 from grader.labs import LABS, exercises
 from grader.protocol import carried
-from grader.sandbox import Answer, Worker, best_isolation
+from grader.sandbox import Answer, Failure, Worker, best_isolation
 from grader.source import build, read_source
 
 ROOT = Path(__file__).parents[1]
@@ -209,12 +209,17 @@ def test_a_sandbox_accepts_what_the_check_accepts():
     setup = "import numpy as np\nimport torch\nfrom collections import OrderedDict"
     namespace: dict = {}
     exec("\n".join([setup, *NATURAL.values()]), namespace)
-    with Worker(list(NATURAL.items()), setup=setup, isolation="bubblewrap") as worker:
+    none = ("lab04.4", "def gradient_gap(loss_a, loss_b, theta): pass")
+    with Worker([*NATURAL.items(), none], setup=setup, isolation="bubblewrap") as worker:
         for exercise in (exercise for exercise in EXERCISES if exercise.id in NATURAL):
             assert public_report(exercise, namespace[exercise.function])[1]
             case = exercise.case(exercise.parts[0], 7, 0)
             answer = worker.ask(exercise.driver, exercise.function, case, seconds=60)
             assert _attempt(exercise, case, answer, []).passed, answer
+        (exercise,) = (exercise for exercise in EXERCISES if exercise.id == none[0])
+        case = exercise.case(exercise.parts[0], 7, 0)
+        answer = worker.ask(exercise.driver, exercise.function, case, seconds=60)
+        assert answer == Failure("protocol", "the answer must be a number, got None")
 
 
 # What nobody expects: every judge has a sentence for it, and no point.

@@ -106,6 +106,7 @@ def test_where_six_digits_agree_the_gap_is_said():
 def test_an_answer_of_another_form_is_no_exception_of_the_students(ident, function, sentence):
     said = report(ident, function)
     assert f"\n  {sentence}" in said
+    assert "\n  expected " in said
     assert "raised" not in said
 
 
