@@ -13,6 +13,10 @@ from pathlib import Path
 
 from minigrpo.files import write_bytes
 
+CONTENTS = (
+    "no solutions/, no model answers and no tests. The checks in grader/labs compare with functions of their own, "
+    "so whoever reads these finds most answers to the code exercises"
+)
 FOLDERS = ("minigrpo", "grader", "labs", "lessons", "docs")
 FILES = (
     "README.md",
@@ -26,10 +30,6 @@ FILES = (
     ".gitignore",
 )
 LEFT_OUT = ("__pycache__", ".ipynb_checkpoints", "instructor.md")
-CONTENTS = (
-    "no solutions/, no model answers and no tests. The checks in grader/labs compare with functions of their own, "
-    "so whoever reads these finds most answers to the code exercises"
-)
 
 
 def release(root: Path, out: Path) -> int:

@@ -126,6 +126,17 @@ def test_what_the_students_code_raises_is_said_to_be_its_own(error):
         assert report(ident, raises).splitlines()[-1] == f"  your code raised {type(error).__name__}: enough"
 
 
+def test_not_written_yet_is_said_of_the_stub_alone():
+    def stub(rewards):
+        raise NotImplementedError("lab00.1")
+
+    def device(rewards):
+        raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.")
+
+    assert report("lab00.1", stub) == "lab00.1: not written yet (`group_mean` raises NotImplementedError)."
+    assert "your code raised NotImplementedError: The operator" in report("lab00.1", device)
+
+
 # What is not known is not said
 
 
