@@ -13,7 +13,7 @@ from grader import grade
 from grader.check import attempt, public_report
 from grader.exercise import difference
 from grader.labs import find_exercise
-from grader.sandbox import Answer
+from grader.sandbox import Answer, Failure, Worker, best_isolation, bubblewrap_problem
 
 
 def report(ident: str, function) -> str:
@@ -135,6 +135,41 @@ def test_not_written_yet_is_said_of_the_stub_alone():
 
     assert report("lab00.1", stub) == "lab00.1: not written yet (`group_mean` raises NotImplementedError)."
     assert "your code raised NotImplementedError: The operator" in report("lab00.1", device)
+
+
+# The check and the sandbox
+
+
+NATURAL = {
+    "lab00.1": "def group_mean(rewards): return np.mean(rewards)",
+    "lab02.3": """
+def process_steps(sizes):
+    starts = np.flatnonzero(np.diff(sizes, prepend=0))
+    return np.stack([starts, [*starts[1:], len(sizes)]], axis=1).astype(np.int16)""",
+    "lab03.4": """
+def bias_and_variance(estimates, truth):
+    bias = torch.nn.Parameter(estimates.mean(0) - truth)
+    return OrderedDict(bias=bias, variance=estimates.var(0).numpy())""",
+    "lab04.4": "def gradient_gap(loss_a, loss_b, theta): pass",
+}
+
+
+def test_a_sandbox_accepts_what_the_check_accepts():
+    if best_isolation() != "bubblewrap":
+        pytest.skip(bubblewrap_problem())
+    setup = "import numpy as np\nimport torch\nfrom collections import OrderedDict"
+    namespace: dict = {}
+    exec("\n".join([setup, *NATURAL.values()]), namespace)
+    with Worker(list(NATURAL.items()), setup=setup, isolation="bubblewrap") as worker:
+        for ident in NATURAL:
+            exercise = find_exercise(ident)
+            case = exercise.case(exercise.parts[0], 7, 0)
+            answer = worker.ask(exercise.driver, exercise.function, case, seconds=60)
+            if ident == "lab04.4":
+                assert answer == Failure("protocol", "the answer must be a number, got None")
+            else:
+                assert grade._attempt(exercise, case, answer, []).passed, answer
+                assert public_report(exercise, namespace[exercise.function])[1]
 
 
 # What is not known is not said
