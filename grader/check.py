@@ -15,6 +15,7 @@ from grader.labs import find_exercise
 from grader.protocol import ProtocolError, carried
 
 SHOWN = 48  # entries of a tensor that are printed in full
+LONGEST = 400  # characters of any other value
 PUBLIC_SEED = 0  # the instructor's seed is another one
 
 
@@ -129,14 +130,19 @@ def _the_call_that_fails(exercise: Exercise, found: Attempt) -> Attempt:
 
 def _show(value: Any) -> str:
     """Show an argument or answer in full where it is short."""
-    if isinstance(value, np.ndarray):
-        value = torch.as_tensor(value)
-    if isinstance(value, torch.Tensor):
-        text = str(value.tolist()) if value.numel() <= SHOWN else f"tensor of shape {tuple(value.shape)}, {value.dtype}"
-        return _rounded(value) if value.is_floating_point() and value.numel() <= SHOWN else text
-    text = repr(value)
-    return text if len(text) <= 160 else f"{text[:157]}…"
+    text = _written(value)
+    return text if isinstance(value, (torch.Tensor, np.ndarray)) or len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _rounded(value: torch.Tensor) -> str:
-    return str(torch.round(value.detach().double(), decimals=4).tolist())
+def _written(value: Any) -> str:
+    """On one line, floats of tensors in four decimals; a tuple as a list, which it is after its way to a sandbox."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        tensor = torch.as_tensor(value).detach()
+        if tensor.numel() > SHOWN:
+            return f"tensor of shape {tuple(tensor.shape)}, {tensor.dtype}"
+        return str((tensor.double().round(decimals=4) if tensor.is_floating_point() else tensor).tolist())
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_written(item)}' for key, item in value.items())}}}"
+    return repr(value)

@@ -94,7 +94,7 @@ def test_where_six_digits_agree_the_gap_is_said():
         ("lab06.1", lambda **_: 0.25, "the answer['loss'] must be a torch.Tensor, got 0.25"),
         ("lab04.4", lambda *_: None, "the answer can't be graded: the answer must be a number, got None"),
         ("lab04.4", lambda a, b, theta: theta, "the answer can't be graded: the answer must be a number, got tensor("),
-        ("lab06.2", lambda **_: None, "the answer can't be graded: TrapEnv must be a gymnasium.Env"),
+        ("lab06.2", lambda **_: None, "the answer can't be graded: TrapEnv must be a gymnasium.Env, got None"),
         ("lab06.3", lambda *_, **__: 0.5, "the answer must be two numbers, low and high"),
         ("lab08.7", lambda *_, **__: 0.5, "the answer['output'] must be a torch.Tensor, got 0.5"),
         ("lab02.3", lambda sizes: {0, 1}, "the answer can't be graded: set is none of numbers, text, lists, dicts"),
@@ -200,6 +200,14 @@ def test_of_several_calls_the_one_that_fails_is_shown_in_full():
     assert "calls[1]['eps'] = 0." in said
     assert "calls[0]" not in said
     assert "expected [[0.0], [0.0]]\n  got      [[1.0], [1.0]]" in said
+
+
+def test_expected_and_got_are_written_alike():
+    said = report("lab02.3", lambda sizes: [(0, len(sizes))]).splitlines()
+    assert said[-3:-1] == ["  expected [[0, 3], [3, 5], [5, 7]]", "  got      [[0, 7]]"]
+    said = report("lab03.4", lambda estimates, truth: {"bias": np.zeros(2), "variance": torch.ones(2)}).splitlines()
+    assert said[-3] == "  expected {'bias': [1.0, -0.5], 'variance': [7.0, 0.25]}"
+    assert said[-2] == "  got      {'bias': [0.0, 0.0], 'variance': [1.0, 1.0]}"
 
 
 # What costs a part costs no more

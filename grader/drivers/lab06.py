@@ -15,7 +15,7 @@ def walk_env(namespace, function, arguments):
     walks = arguments.pop("walks")
     env = namespace[function](**arguments)
     if not isinstance(env, gymnasium.Env):
-        raise ProtocolError(f"{function} must be a gymnasium.Env")
+        raise ProtocolError(f"{function} must be a gymnasium.Env, got {env!r:.80}")
     traces = []
     for actions in walks:
         observation, _ = _values(env.reset(), "reset", "observation, info")
@@ -44,7 +44,7 @@ def _size(space):
 def _values(result, method, names):
     """The values that a method of an environment returned."""
     if not isinstance(result, tuple) or len(result) != len(names.split(", ")):
-        raise ProtocolError(f"{method} must return {names}")
+        raise ProtocolError(f"{method} must return {names}, got {result!r:.80}")
     return result
 
 
