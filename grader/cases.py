@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from grader.drivers import DRIVERS
 
 WORKED_EXAMPLE = ("ABCD", "ABEFHI", "JKLM", "JKLNQST", "JKLNQU", "VWYZ")  # the paper's, with the rewards below
 WORKED_REWARDS = (0.5, 0.5, 1.0, 0.0, 0.0, 0.5)
@@ -51,3 +53,9 @@ def draw_rewards(rng: np.random.Generator, *shape: int) -> Tensor:
 def draw_logps(rng: np.random.Generator, *shape: int) -> Tensor:
     """Draw log-probabilities float64 of a shape, in nats."""
     return torch.from_numpy(-rng.exponential(1.0, size=shape))
+
+
+def clear_loss(loss: Callable[..., Tensor], case: dict) -> bool:
+    """Whether a loss of logps is more than a rest of terms that cancel, which float32 would round too much."""
+    found = DRIVERS["loss_and_grads"]({"loss": loss}, "loss", case)
+    return bool(found["loss"].abs() > 0.1 * found["grads"]["logps"].abs().sum())

@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("build", run_build, "make labs/ from solutions/")
     sub.add_argument("--verify", action="store_true", help="change nothing; fail where something is stale")
 
-    sub = command("release", run_release, "make the archive for students, without solutions")
+    sub = command("release", run_release, "make the archive for students, without solutions/ and tests")
     sub.add_argument("--out", type=Path, default=Path("minigrpo-labs.zip"), metavar="ZIP", help="the archive to write")
 
     sub = command("grade", run_grade, "grade a folder of submissions; run it again to go on")
@@ -173,9 +173,9 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def run_release(arguments: argparse.Namespace) -> int:
     """Write the students' archive."""
-    from grader.release import release
+    from grader.release import CONTENTS, release
 
-    print(f"{arguments.out} holds {release(Path('.'), arguments.out)} files, and no solutions")
+    print(f"{arguments.out} holds {release(Path('.'), arguments.out)} files: {CONTENTS}.")
     return 0
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grader.drivers import DRIVERS, NOT_FINITE
+from grader.protocol import ProtocolError
 
 Case = dict[str, Any]
 Judge = Callable[[Case, Any, Any], "str | None"]  # (arguments, expected, answer) → what is wrong, or None
@@ -38,25 +39,26 @@ def close(rtol: float = 1e-5) -> Judge:
 
 def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer") -> str | None:
     """Say in a sentence how an answer differs from what was expected, or None where it does not."""
-    if isinstance(expected, (Tensor, np.ndarray)):
+    if _is_array(expected):
         return _array_difference(expected, answer, rtol, where)
+    if _is_array(answer) and not isinstance(expected, (Mapping, list, tuple)) and math.prod(answer.shape) == 1:
+        answer = answer.item()
     if isinstance(expected, Mapping):
         if not isinstance(answer, dict) or set(answer) != set(expected):
             return f"{where} must be a dict with the keys {sorted(expected)}, got {_brief(answer)}"
         pairs = ((f"{where}[{key!r}]", expected[key], answer[key]) for key in expected)
     elif isinstance(expected, (list, tuple)):
-        if not isinstance(answer, (list, tuple)):
-            return f"{where} must be a list, got {_brief(answer)}"
+        if not isinstance(answer, (list, tuple)) and not (_is_array(answer) and answer.ndim):
+            return f"{where} must be a {type(expected).__name__}, got {_brief(answer)}"
         if len(answer) != len(expected):
             return f"{where} must hold {len(expected)} items, got {len(answer)}"
-        pairs = ((f"{where}[{i}]", expected[i], answer[i]) for i in range(len(expected)))
+        rows = torch.as_tensor(answer) if _is_array(answer) else answer
+        pairs = ((f"{where}[{i}]", expected[i], rows[i]) for i in range(len(expected)))
     elif isinstance(expected, float):
-        if isinstance(answer, Tensor) and answer.numel() == 1:
-            answer = answer.item()
         if isinstance(answer, bool) or not isinstance(answer, (int, float)):
             return f"{where} must be a number, got {_brief(answer)}"
         right = math.isclose(answer, expected, rel_tol=rtol, abs_tol=0.0 if expected else 1e-12)
-        return None if right else f"{where}: expected {expected:.6g}, got {answer:.6g}"
+        return None if right else f"{where}: {_compared(expected, answer)}"
     else:
         right = type(answer) is type(expected) and answer == expected
         return None if right else f"{where}: expected {_brief(expected)}, got {_brief(answer)}"
@@ -64,7 +66,7 @@ def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer
 
 
 def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, where: str) -> str | None:
-    if not isinstance(answer, (Tensor, np.ndarray)):
+    if not _is_array(answer):
         kind = "torch.Tensor" if isinstance(expected, Tensor) else "numpy.ndarray"
         if answer == NOT_FINITE:
             return f"{where} holds {answer}"
@@ -85,7 +87,19 @@ def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, w
     place = tuple(wrong.nonzero()[0].tolist())
     count = f"{int(wrong.sum())} of {wrong.numel()} entries are wrong, first" if wrong.numel() > 1 else "wrong"
     at = f" at {list(place)}" if place else ""
-    return f"{where}: {count}{at}: expected {want[place].item():.6g}, got {got[place].item():.6g}"
+    single = " (float32?)" if got.dtype == torch.float32 else ""
+    return f"{where}: {count}{at}: {_compared(want[place].item(), got[place].item(), single)}"
+
+
+def _compared(expected: float, answer: float, cause: str = "") -> str:
+    """Both numbers in six digits, and where these are the same, what is between them."""
+    texts = f"{expected:.6g}", f"{answer:.6g}"
+    gap = f", off by {abs(answer - expected):.1g}{cause}" if texts[0] == texts[1] else ""
+    return f"expected {texts[0]}, got {texts[1]}{gap}"
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
 
 
 def _kind(tensor: Tensor) -> str:
@@ -93,7 +107,9 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value) if not isinstance(value, Tensor) else f"a tensor of shape {tuple(value.shape)}"
+    if _is_array(value):
+        return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} of shape {tuple(value.shape)}"
+    text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
@@ -140,6 +156,13 @@ class Exercise:
     def run(self, function: Callable[..., Any], case: Case) -> Any:
         """Call a trusted function as the worker calls the student's."""
         return DRIVERS[self.driver]({self.function: function}, self.function, case)
+
+    def verdict(self, case: Case, expected: Any, answer: Any) -> str | None:
+        """What the judge says of an answer. Raises: ProtocolError where the judge can make nothing of it."""
+        try:
+            return self.judge(case, expected, answer)
+        except Exception as error:  # an answer may be anything, and costs its part at most
+            raise ProtocolError(f"the judge stumbled over it ({type(error).__name__}: {error})") from error
 
     def case(self, part: Part, seed: int, index: int) -> Case:
         """Draw a hidden case: the same for the same seed, exercise, part and index, and for nothing else."""
@@ -189,4 +212,7 @@ def _same(exercise: Exercise, mistake: Mistake, attempt: Attempt) -> bool:
         value = exercise.run(mistake.wrong, attempt.case)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         return (attempt.error or "").split(":")[0] == type(error).__name__
-    return attempt.error is None and exercise.judge(attempt.case, value, attempt.answer) is None
+    try:
+        return attempt.error is None and exercise.verdict(attempt.case, value, attempt.answer) is None
+    except ProtocolError:
+        return False

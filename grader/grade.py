@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from grader.exercise import Artifact, Attempt, Exercise, Part, explain
 from grader.labs import artifacts, exercises
+from grader.protocol import ProtocolError
 from grader.sandbox import Answer, Failure, Worker
 from grader.submission import Submission, SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import write_json
@@ -144,7 +145,10 @@ def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_erro
     if isinstance(answer, Failure):
         return Attempt(case, None, error=_kind(answer, cell_errors))
     expected = exercise.run(exercise.reference, case)
-    return Attempt(case, expected, answer.value, wrong=exercise.judge(case, expected, answer.value))
+    try:
+        return Attempt(case, expected, answer.value, wrong=exercise.verdict(case, expected, answer.value))
+    except ProtocolError:  # an answer that the judge can make nothing of costs its part, and nothing else
+        return Attempt(case, expected, error="protocol")
 
 
 def _kind(failure: Failure, cell_errors: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ A frame is 4 bytes of length, a line of JSON (strings such as the request's id, 
 its arrays, little-endian, in the order in which the value names them. Nothing is unpickled. The worker's side is in
 hostile hands, so `unpack` trusts nothing: sizes, depth, keys, shapes and dtypes are checked before anything is built.
 
-Values: None, bool, int (64 bits), float, str, list, tuple (arrives as a list), dict with str keys, numpy.ndarray and
-torch.Tensor. Types are exact, since a subclass of float or Tensor can carry its own idea of equality.
+What arrives is None, bool, int (64 bits), float, str, list, dict with str keys, numpy.ndarray or torch.Tensor, of
+exactly these types: a subclass of float or Tensor can carry its own idea of equality. What is sent may be what people's
+code returns, and becomes one of these on the way: numpy's scalars, tuples, subclasses (a Parameter, an OrderedDict, a
+namedtuple) and numbers of 8 or 16 bits.
 """
 
 import json
@@ -19,6 +21,8 @@ MAX_FRAME = 64 << 20  # bytes
 MAX_HEADER = 1 << 20  # bytes of the JSON line
 MAX_DEPTH = 16
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint8", "int32", "int64", "float32", "float64")}
+WIDER = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}  # sent as another dtype
+WIDER |= {"float16": "float32", "bfloat16": "float32"}
 
 
 class ProtocolError(ValueError):
@@ -55,29 +59,51 @@ def unpack(body: bytes, *, finite: bool) -> tuple[dict[str, str], object]:
     return head, value
 
 
+def carried(value, *, finite: bool):
+    """What the other side gets of a value, or ProtocolError where it can't be sent."""
+    return unpack(pack({}, value, finite=finite)[4:], finite=finite)[1]
+
+
 def _encode(value, depth: int, arrays: list[bytes], finite: bool):
-    kind = type(value)
     if depth > MAX_DEPTH:
         raise ProtocolError(f"the value is nested more than {MAX_DEPTH} deep")
-    if value is None or kind is bool or (kind is int and abs(value) < 2**63):
-        return value
-    if kind is str:
-        return _text(value)
-    if kind is float:
-        return _number(value, finite)
-    if kind in (list, tuple):
-        return [_encode(item, depth + 1, arrays, finite) for item in value]
-    if kind is dict and all(type(key) is str for key in value):
-        return {"dict": {_text(key): _encode(item, depth + 1, arrays, finite) for key, item in value.items()}}
-    if kind is np.ndarray and value.dtype.name in DTYPES and value.nbytes <= MAX_FRAME:
-        arrays.append(_number(value, finite).astype(DTYPES[value.dtype.name]).tobytes())
-        return {"numpy": [value.dtype.name, list(value.shape)]}
-    if kind is torch.Tensor and value.numel() * value.element_size() <= MAX_FRAME:
-        name = str(value.dtype).removeprefix("torch.")
-        if name in DTYPES and value.layout == torch.strided:
-            arrays.append(_number(value.numpy(force=True), finite).astype(DTYPES[name]).tobytes())
-            return {"torch": [name, list(value.shape)]}
-    raise ProtocolError(f"{kind.__module__}.{kind.__qualname__} is not a plain value, or too large a one")
+    match value:  # by the base that it has: its own methods run here, on the sender's side, and never where it arrives
+        case None:
+            return None
+        case bool() | np.bool_():
+            return bool(value)
+        case int() | np.integer():
+            return _whole(int(value))
+        case float() | np.floating():
+            return _number(float(value), finite)
+        case str():
+            return _text(str.__str__(value))  # an enum's own says its name
+        case list() | tuple():
+            return [_encode(item, depth + 1, arrays, finite) for item in value]
+        case dict():
+            return {"dict": {_key(key): _encode(item, depth + 1, arrays, finite) for key, item in value.items()}}
+        case np.ndarray():
+            return {"numpy": _array(value, value.dtype.name, value.nbytes, arrays, finite)}
+        case torch.Tensor():
+            if value.layout != torch.strided or value.is_meta:
+                raise ProtocolError(f"{_name(value)} is sparse or holds no values")
+            size, name = value.numel() * value.element_size(), str(value.dtype).removeprefix("torch.")
+            return {"torch": _array(value, name, size, arrays, finite)}
+    raise ProtocolError(f"{_name(value)} is none of numbers, text, lists, dicts, tensors and arrays")
+
+
+def _array(value, name: str, size: int, arrays: list[bytes], finite: bool) -> list:
+    """Append the bytes of an array or tensor, and return its dtype and shape."""
+    sent = WIDER.get(name, name)
+    if sent not in DTYPES:
+        raise ProtocolError(f"{_name(value)} of dtype {name} is none that can be sent")
+    if size > MAX_FRAME:
+        raise ProtocolError(f"{_name(value)} takes {size} bytes, more than can be sent")
+    if isinstance(value, torch.Tensor):
+        value = value.detach().as_subclass(torch.Tensor).to(getattr(torch, sent)).numpy(force=True)
+    array = np.asarray(value)
+    arrays.append(_number(array, finite).astype(DTYPES[sent]).tobytes())
+    return [sent, list(array.shape)]
 
 
 def _decode(node, depth: int, arrays: "_Arrays"):
@@ -131,6 +157,23 @@ def _int(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise ValueError("an int of more than 64 bits")
     return int(digits)
+
+
+def _whole(number: int) -> int:
+    if abs(number) >= 2**63:
+        raise ProtocolError("a whole number of more than 64 bits")
+    return number
+
+
+def _key(key) -> str:
+    if not isinstance(key, str):
+        raise ProtocolError(f"a dict's keys must be text, got {_name(key)}")
+    return _text(str.__str__(key))
+
+
+def _name(value) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _number(value, finite: bool):

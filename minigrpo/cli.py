@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from minigrpo import __version__
+from minigrpo.commands import INTERRUPTED, run
 from minigrpo.experiments import LEARNING_RATES, TrapConfig, overlap, table1, table1_controls, theorem
 from minigrpo.explorer import read_group
 from minigrpo.files import check_writable, write_json, write_text
@@ -32,20 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return llm(argv[1:])
     arguments = build_parser().parse_args(argv)
-    try:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
-        if arguments.json:
-            check_writable(arguments.json)
-        torch.set_num_threads(arguments.threads)
-        arguments.progress = sys.stderr.isatty() and not arguments.quiet
-        return arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"minigrpo {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"minigrpo {arguments.command}: interrupted before a result was finished", file=sys.stderr)
-        return 130
+    return run(arguments, _prepared, "minigrpo", "interrupted before a result was finished")
+
+
+def _prepared(arguments: argparse.Namespace) -> int:
+    if arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+    if arguments.json:
+        check_writable(arguments.json)
+    torch.set_num_threads(arguments.threads)
+    arguments.progress = sys.stderr.isatty() and not arguments.quiet
+    return arguments.run(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,10 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minigrpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         style = argparse.ArgumentDefaultsHelpFormatter
         sub = commands.add_parser(name, help=text, description=text, formatter_class=style)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=call)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
         sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
         sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more")
@@ -133,12 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    try:
-        from minigrpo.demo import demo
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ValueError("matplotlib is missing, which the report's figures need: pip install matplotlib") from error
+    from minigrpo.demo import demo  # matplotlib is heavy, and an extra
+
     return demo(arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=arguments.progress)
 
 
@@ -268,4 +262,4 @@ def _finish(arguments: argparse.Namespace, result: dict, finished: bool) -> int:
     if finished:
         return 0
     print(f"minigrpo {arguments.command}: interrupted; the above is what was finished", file=sys.stderr)
-    return 130
+    return INTERRUPTED

@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Callable
 
 OURS = ("minigrpo", "grader")
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-def run(arguments: argparse.Namespace, program: str, interrupted: str) -> int:
-    """Call `arguments.run(arguments)`.
+def run(arguments: argparse.Namespace, call: Callable[[argparse.Namespace], int], program: str, left: str) -> int:
+    """Call a command with its arguments.
 
-    Args: program: named before `arguments.command` in messages; interrupted: what Ctrl-C leaves, in words.
-    Returns: its code; 2 after one sentence for a user's mistake or a missing package; INTERRUPTED after Ctrl-C.
+    Args: program: named before `arguments.command` in messages; left: what is said after Ctrl-C.
+    Returns: the command's code; 2 after one sentence for a user's mistake or a missing package; INTERRUPTED for Ctrl-C.
     """
     name = f"{program} {arguments.command}"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's own takes every letter
             stream.reconfigure(errors="replace")  # one that has no λ shows ? for it
     try:
-        return arguments.run(arguments)
+        return call(arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if not missing or missing in OURS:
@@ -32,5 +33,5 @@ def run(arguments: argparse.Namespace, program: str, interrupted: str) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr)
+        print(f"{name}: {left}", file=sys.stderr)
         return INTERRUPTED

@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,7 +201,8 @@ def step_sizes(completion_ids, completion_mask):
     ("body", "points"),
     [
         ("Noise(); print('noise', file=sys.stderr); os.write(2, b'noise'); return sizes", 5),
-        ("return sizes.as_subclass(type('T', (torch.Tensor,), {}))", 0),
+        ("return sizes.as_subclass(type('T', (torch.Tensor,), {}))", 5),
+        ("return (0 * sizes).as_subclass(type('T', (torch.Tensor,), {'__eq__': lambda self, other: True}))", 0),
         ("return Equal()", 0),
         ("return 2", 0),
         ("return torch.tensor(2)", 0),
@@ -701,8 +703,9 @@ def test_a_source_that_does_not_fit_the_grader_is_refused(tmp_path, old, new, se
         build(tmp_path, tmp_path)
 
 
-def test_the_students_archive_holds_no_solution(tmp_path):
-    release(thirty.ROOT, tmp_path / "course.zip")
+def test_the_students_archive_holds_no_solution_and_says_what_it_holds(tmp_path, capsys):
+    """The checks need what they compare with: neither the printed line nor the guide promises otherwise."""
+    assert main(["release", "--out", str(tmp_path / "course.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "course.zip") as archive:
         names = archive.namelist()
         text = "\n".join(archive.read(name).decode("utf-8", "ignore") for name in names if not name.endswith(".png"))
@@ -710,6 +713,27 @@ def test_the_students_archive_holds_no_solution(tmp_path):
     assert not [name for name in names if "solutions/" in name or "tests/" in name or "instructor" in name]
     assert read_source(thirty.ROOT / "solutions" / "lab02_process_steps.py").title in text
     assert "shared_so_far = same_token" not in text
+    assert "*Rubric.*" not in text
+    assert "\ndef process_sets(" in text
+    guide = (thirty.ROOT / "docs" / "instructor.md").read_text(encoding="utf-8")
+    for said in (capsys.readouterr().out, guide):
+        assert "grader/labs" in said
+        assert "no solutions/" in said
+        assert not re.search(r"(no|without) (their )?solutions(?!/)", said)
+
+
+@pytest.mark.parametrize(("newest", "date"), [(1_767_225_600, (2026, 1, 1, 0, 0, 0)), (1, (1980, 1, 1, 0, 0, 0))])
+def test_the_archive_has_the_date_of_its_newest_file(tmp_path, newest, date):
+    course, made = tmp_path / "course", []
+    for name in ("README.md", "minigrpo/a.py", "grader/b.py", "labs/c.ipynb"):
+        os.utime(write(course, name, name), (0, newest if name == "grader/b.py" else 0))
+    for out in (tmp_path / "one" / "class.zip", tmp_path / "two" / "class.zip"):
+        out.parent.mkdir()
+        assert release(course, out) == 4
+        with zipfile.ZipFile(out) as archive:
+            assert {entry.date_time for entry in archive.infolist()} == {date}
+        made.append(out.read_bytes())
+    assert made[0] == made[1]
 
 
 def test_a_student_checks_and_packs_unfinished_work(tmp_path, capsys):

@@ -121,6 +121,7 @@ MAY_IMPORT = {
     "tree": {"explorer"},
     "explorer": set(),
     "files": set(),
+    "commands": set(),
     "envs": {"gymnasium", "numpy"},
     "policies": MIDDLE,
     "rollout": MIDDLE,

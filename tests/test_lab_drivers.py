@@ -45,7 +45,7 @@ def test_the_sampler_walks_from_the_prefix_and_draws_what_is_open():
         return sum(seen) / 40, 0
 
     tree = {"right": right, "leaf_rewards": rewards}
-    assert run("from_prefix", value, prefix=[1], **tree) == [4.0, 0.0]  # node 2 always goes right
+    assert run("from_prefix", value, prefix=[1], **tree) == (4.0, 0)  # node 2 always goes right
     assert (
         run("from_prefix", lambda sample_outcome, prefix: (sample_outcome(prefix, None), 1), prefix=[1, 0], **tree)[0]
         == 3.0

@@ -16,11 +16,11 @@ CALLS = "chroot fork getpgid getsid getuid killpg sched_getaffinity setsid wait4
 ATTRIBUTES = {os: CALLS, signal: "SIGALRM SIGHUP alarm"}
 real = builtins.__import__
 
-def guarded(name, scope=None, *rest):
-    ours = (scope or {}).get("__name__", "").partition(".")[0] in {"minigrpo", "grader"}
+def guarded(name, globals=None, locals=None, fromlist=(), level=0):
+    ours = (globals or {}).get("__name__", "").partition(".")[0] in {"minigrpo", "grader"}
     if ours and name.partition(".")[0] in MODULES:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    return real(name, scope, *rest)
+    return real(name, globals, locals, fromlist, level)
 
 builtins.__import__ = guarded
 for module, names in ATTRIBUTES.items():

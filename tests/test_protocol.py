@@ -1,5 +1,7 @@
 """What travels between grader and worker arrives exactly, and nothing else arrives at all."""
 
+import collections
+import enum
 import json
 import math
 import pickle
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grader.protocol import MAX_DEPTH, MAX_FRAME, MAX_HEADER, ProtocolError, pack, unpack
+from grader.protocol import MAX_DEPTH, MAX_FRAME, MAX_HEADER, ProtocolError, carried, pack, unpack
 
 DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -76,7 +78,14 @@ def test_infinity_travels_in_arguments_and_not_in_answers():
             unpack(pack({"id": "a"}, value, finite=False)[4:], finite=True)
 
 
-class Float(float):
+class Always:
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+class Float(Always, float):
     pass
 
 
@@ -84,11 +93,67 @@ class Tensor(torch.Tensor):
     pass
 
 
-class Always:
-    def __eq__(self, other):
-        return True
+class Members(enum.IntEnum):
+    ONE = 1
 
-    __hash__ = None
+
+class Names(str, enum.Enum):
+    A = "a"
+
+
+Pair = collections.namedtuple("Pair", "low high")
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Float(1.5), 1.5),
+        (type("Int", (int,), {})(7), 7),
+        (Members.ONE, 1),
+        (type("Str", (str,), {})("a"), "a"),
+        (Names.A, "a"),
+        (type("List", (list,), {})([1]), [1]),
+        (Pair(1.5, 2.5), [1.5, 2.5]),
+        (torch.Size([2, 3]), [2, 3]),
+        (collections.OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+        (collections.defaultdict(int, a=1), {"a": 1}),
+        (collections.Counter("aab"), {"a": 2, "b": 1}),
+        ({Names.A: 1, np.str_("b"): 2}, {"a": 1, "b": 2}),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        *[(np.dtype(name).type(7), 7) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")],
+        *[(np.dtype(name).type(0.5), 0.5) for name in ("f2", "f4", "f8", "longdouble")],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_people_return_arrives_as_the_plain_value_it_is(value, plain):
+    arrived = travel({"here": [value]})["here"][0]
+    assert repr(arrived) == repr(plain)  # of exactly that type, in that order
+    assert repr(carried(value, finite=True)) == repr(plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (torch.nn.Parameter(torch.ones(2)), torch.ones(2)),
+        (torch.ones(2).as_subclass(Tensor), torch.ones(2)),
+        (torch.tensor([-3, 4], dtype=torch.int8), torch.tensor([-3, 4], dtype=torch.int32)),
+        (torch.tensor([-3, 4], dtype=torch.int16), torch.tensor([-3, 4], dtype=torch.int32)),
+        (torch.tensor([0.5, -2.0], dtype=torch.float16), torch.tensor([0.5, -2.0])),
+        (torch.tensor([0.5, -2.0], dtype=torch.bfloat16, requires_grad=True), torch.tensor([0.5, -2.0])),
+        (np.array([[1, -2]], np.int8), np.array([[1, -2]], np.int32)),
+        (np.array([2**32 - 1], np.uint32), np.array([2**32 - 1], np.int64)),
+        (np.array([0.5], np.float16), np.array([0.5], np.float32)),
+        (np.ones(2).view(type("Array", (np.ndarray,), {})), np.ones(2)),
+    ],
+    ids=lambda value: f"{type(value).__name__} {value.dtype}",
+)
+def test_arrays_that_people_return_arrive_as_plain_ones(value, plain):
+    arrived = travel(value)
+    assert type(arrived) is type(plain)
+    assert arrived.dtype == plain.dtype
+    assert arrived.tolist() == plain.tolist()
+    assert arrived.shape == plain.shape
 
 
 CYCLE: list = []
@@ -98,29 +163,31 @@ CYCLE.append(CYCLE)
 @pytest.mark.parametrize(
     "value",
     [
-        Float(1.0),
-        np.float64(1.0),
-        np.bool_(True),
-        type("Str", (str,), {})("a"),
-        type("Int", (int,), {})(1),
-        type("List", (list,), {})([1]),
-        type("Dict", (dict,), {})({"a": 1}),
-        torch.ones(2).as_subclass(Tensor),
-        torch.nn.Parameter(torch.ones(2)),
-        np.ones(2).view(np.matrix),
-        np.ma.array([1.0]),
+        np.float64("nan"),
+        np.float16("nan"),
+        Float("nan"),
+        np.uint64(2**63),
+        np.complex128(1),
+        np.datetime64("2026-01-01"),
+        np.void(b"a"),
+        torch.tensor([math.nan], dtype=torch.bfloat16),
         np.array([None]),
         np.array(["a"]),
+        np.array([1], np.uint64),
         np.ones(2, np.complex128),
-        torch.ones(2, dtype=torch.bfloat16),
+        torch.ones(2, dtype=torch.complex64),
         torch.ones(2).to_sparse(),
         torch.ones(2, device="meta").to(torch.float16),
+        torch.ones(2, device="meta"),
         torch.zeros(1).expand(1 << 40),
         np.broadcast_to(np.zeros(1), 1 << 40),
         Always(),
         {1: 2},
-        {type("Str", (str,), {})("a"): 1},
+        {None: 1},
         {1, 2},
+        range(3),
+        (number for number in (1, 2)),
+        {}.keys(),
         b"bytes",
         2**63,
         1j,

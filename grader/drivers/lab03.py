@@ -4,7 +4,7 @@ import torch
 
 
 def from_prefix(namespace, function, arguments):
-    """function(sample_outcome, prefix, samples, seed) → its two numbers as floats.
+    """function(sample_outcome, prefix, samples, seed) → its two numbers.
 
     The task is a binary tree whose depth is that of `leaf_rewards`, 2^depth of them; `right` is the probability of
     action 1 in each of the 2^depth − 1 inner nodes, numbered level by level.
@@ -21,8 +21,7 @@ def from_prefix(namespace, function, arguments):
             node = 2 * node + 1 + int(uniform < right[node])
         return float(leaf_rewards[node - inner])
 
-    mean, error = namespace[function](sample_outcome, **arguments)
-    return [float(mean), float(error)]
+    return namespace[function](sample_outcome, **arguments)
 
 
 DRIVERS = {"from_prefix": from_prefix}

@@ -2,6 +2,8 @@
 
 import torch
 
+from grader.drivers import number
+
 
 def pairs_of_losses(namespace, function, arguments):
     """function(loss_a, loss_b, theta) for each row of weights_b, all with the same theta: a tensor (K,).
@@ -15,7 +17,7 @@ def pairs_of_losses(namespace, function, arguments):
         return lambda theta: -(weights * theta.log_softmax(dim=-1)[states, ids]).sum()
 
     loss_a = loss(arguments["weights_a"])
-    gaps = [float(namespace[function](loss_a, loss(row), theta)) for row in arguments["weights_b"]]
+    gaps = [number(namespace[function](loss_a, loss(row), theta)) for row in arguments["weights_b"]]
     return torch.tensor(gaps, dtype=torch.float64)
 
 

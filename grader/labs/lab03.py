@@ -59,14 +59,14 @@ def outcome_rewards(rewards, completion_ids, completion_mask):
 
 def conserved(arguments: Case, expected: Any, answer: Any) -> str | None:
     """As `close`; and where a token's column does not sum to the rewards of those who are there, say so."""
-    wrong = difference(expected, answer, 1e-9)
+    wrong = difference(expected, answer, 1e-5)
     tensors = isinstance(expected, Tensor) and isinstance(answer, Tensor)
     if not wrong or not tensors or answer.shape != expected.shape:
         return wrong
     mask = arguments["completion_mask"]
     ours = (answer * mask).sum(dim=0)
     theirs = (arguments["rewards"].unsqueeze(-1) * mask).sum(dim=0)
-    lost = ((ours - theirs).abs() > 1e-9).nonzero()
+    lost = ((ours - theirs).abs() > 1e-5 * arguments["rewards"].abs().sum()).nonzero()
     if not len(lost):
         return wrong
     t = int(lost[0])
@@ -134,10 +134,18 @@ def not_divided(step_rewards, rewards, completion_mask, eps):
     return (step_rewards - rewards.mean()) * completion_mask
 
 
+def with_its_own_eps(step_rewards, rewards, completion_mask, eps):
+    return step_advantages(step_rewards, rewards, completion_mask, 1e-4)
+
+
+def without_eps(step_rewards, rewards, completion_mask, eps):
+    return step_advantages(step_rewards, rewards, completion_mask, 0.0)
+
+
 def with_step_rewards(case: Case, rng: np.random.Generator, under_mask: float = 0.0) -> Case:
     steps = minigrpo.process_rewards(**case).masked_fill(~case["completion_mask"], under_mask)
     kept = {name: case[name] for name in ("rewards", "completion_mask")}
-    return {"step_rewards": steps, **kept, "eps": float(rng.choice([1e-4, 1e-2, 0.1]))}
+    return {"step_rewards": steps, **kept, "eps": float(rng.choice([1e-3, 1e-2, 0.1]))}
 
 
 # lab03.3: a value from fresh continuations
@@ -236,10 +244,18 @@ def with_the_other_sign(estimates, truth):
     return found | {"bias": -found["bias"]}
 
 
+def without_its_sign(estimates, truth):
+    found = bias_and_variance(estimates, truth)
+    return found | {"bias": found["bias"].abs()}
+
+
 def draw_estimates(rng: np.random.Generator) -> Case:
+    """Estimates whose bias has both signs among the three settings."""
     runs, settings = int(rng.integers(4, 7)), 3
     truth = float(np.round(rng.normal(), 2))
-    estimates = truth + rng.uniform(0.3, 1.0, size=settings) + rng.normal(size=(runs, settings))
+    noise = rng.normal(size=(runs, settings))
+    bias = rng.permutation([-1.0, 1.0, rng.choice([-1.0, 1.0])]) * rng.uniform(0.3, 1.0, size=settings)
+    estimates = truth + bias + noise - noise.mean(axis=0)
     return {"estimates": torch.from_numpy(estimates), "truth": truth}
 
 
@@ -316,7 +332,7 @@ EXERCISES = (
                 2,
                 lambda rng: with_step_rewards(scored(draw_completions(rng), rng), rng),
                 "centre with the mean of the outcome rewards r, divide by their unbiased std + eps.",
-                examples=(with_step_rewards(worked(), np.random.default_rng(0)) | {"eps": 1e-4},),
+                examples=(with_step_rewards(worked(), np.random.default_rng(0)) | {"eps": 0.1},),
             ),
             Part(
                 "numbers under the mask",
@@ -348,6 +364,8 @@ EXERCISES = (
                 by_columns,
             ),
             Mistake("population std", "std is the unbiased one, with G − 1.", population),
+            Mistake("an eps of its own", "eps is an argument, but you compute with 1e-4.", with_its_own_eps),
+            Mistake("no eps", "eps belongs to the denominator: std r + eps.", without_eps),
             Mistake("not divided", "you centred the step rewards, but did not divide by std r + eps.", not_divided),
         ),
     ),
@@ -414,7 +432,7 @@ EXERCISES = (
                 "the runs are rows: how far is their mean from the truth, and how do they scatter around their mean?",
                 examples=(
                     {
-                        "estimates": torch.tensor([[1.0, 2.0], [2.0, 2.5], [6.0, 3.0]], dtype=torch.float64),
+                        "estimates": torch.tensor([[1.0, 1.0], [2.0, 1.5], [6.0, 2.0]], dtype=torch.float64),
                         "truth": 2.0,
                     },
                 ),
@@ -443,6 +461,7 @@ EXERCISES = (
                 "you average over the settings. The runs are rows: average over the first dimension.",
                 along_the_settings,
             ),
+            Mistake("size of the bias", "a bias has a sign: estimates may be too small as well.", without_its_sign),
             Mistake("sign", "bias is the mean estimate minus the truth, not the other way round.", with_the_other_sign),
         ),
     ),

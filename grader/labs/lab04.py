@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import minigrpo
-from grader.cases import draw_completions, draw_rewards, pad
-from grader.exercise import Case, Exercise, Mistake, Part, close
+from grader.cases import clear_loss, draw_completions, draw_rewards, pad
+from grader.exercise import Case, Exercise, Mistake, Part
 
 # lab04.1: the loss with process rewards
 
@@ -75,19 +75,22 @@ def draw_group(rng: np.random.Generator) -> list[list[int]]:
 
 
 def draw_loss(rng: np.random.Generator, *, off_policy: bool, wrt: tuple[str, ...] = ("logps",)) -> Case:
-    completions = draw_group(rng)
-    ids, mask = pad(completions)
-    logps, older, reference = (by_prefix(rng, completions, ids.shape[1]) for _ in range(3))
-    return {
-        "logps": logps,
-        "old_logps": (logps + older) / 2 if off_policy else logps,
-        "ref_logps": (logps + reference) / 2,
-        "advantages": minigrpo.group_advantages(draw_rewards(rng, len(completions))),
-        "sets": minigrpo.same_prefix(ids, mask),
-        "completion_mask": mask,
-        "beta": float(rng.choice([0.5, 1.0])) if off_policy else 0.0,
-        "wrt": list(wrt),
-    }
+    while True:
+        completions = draw_group(rng)
+        ids, mask = pad(completions)
+        logps, older, reference = (by_prefix(rng, completions, ids.shape[1]) for _ in range(3))
+        case = {
+            "logps": logps,
+            "old_logps": (logps + older) / 2 if off_policy else logps,
+            "ref_logps": (logps + reference) / 2,
+            "advantages": minigrpo.group_advantages(draw_rewards(rng, len(completions))),
+            "sets": minigrpo.same_prefix(ids, mask),
+            "completion_mask": mask,
+            "beta": float(rng.choice([0.5, 1.0])) if off_policy else 0.0,
+            "wrt": list(wrt),
+        }
+        if clear_loss(prm_loss, case):
+            return case
 
 
 # lab04.2: the sets at one token
@@ -284,7 +287,6 @@ EXERCISES = (
         function="prm_loss",
         reference=prm_loss,
         driver="loss_and_grads",
-        judge=close(1e-6),
         parts=(
             Part(
                 "one update, no KL",
