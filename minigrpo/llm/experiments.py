@@ -131,7 +131,7 @@ def load_run(run: str | Path, settings: Settings) -> tuple[LoadedModel, int]:
     if not (run / "checkpoint.safetensors").exists():
         raise ValueError(f"{run / 'checkpoint.safetensors'} is missing: the run has written none yet")
     loaded = load_model(settings.model, device=settings.device)
-    fix_date(loaded.tokenizer, date_of(read_manifest(run), run))
+    loaded = fix_date(loaded, date_of(read_manifest(run), run))
     model = prepare(loaded.model, settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     update = load_checkpoint(run, trained, torch.optim.AdamW(trained.values()))

@@ -76,6 +76,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase  # with a chat template, eos and pad tokens; pads on the left
     source: str  # where the weights came from
     note: str  # what must be said beside results, "" where there is nothing to say
+    template_date: str | None = None  # what the chat template shows as today, where `fix_date` has put it there
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
