@@ -202,11 +202,9 @@ def test_any_of_several_ends(model, temperature):
     assert free.completion_mask.all()
     first, second = free.completion_ids[0, 0, 3].item(), free.completion_ids[-1, -1, 5].item()
     ended = sample_completions(model, PROMPTS, eos_ids={first, second}, generator=draws[1], **options)
-    rows = zip(
-        *(x.flatten(0, 1) for x in (free.completion_ids, ended.completion_ids, ended.completion_mask)), strict=True
-    )
     seen = set()
-    for expected, ids, mask in rows:
+    tensors = (free.completion_ids, ended.completion_ids, ended.completion_mask)
+    for expected, ids, mask in zip(*(x.flatten(0, 1) for x in tensors), strict=True):
         places = [t for t, token in enumerate(expected.tolist()) if token in (first, second)]
         length = places[0] + 1 if places else 12
         assert ids[mask].tolist() == expected[:length].tolist()
