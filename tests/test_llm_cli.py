@@ -458,6 +458,9 @@ def test_a_folder_that_is_no_run(command, tmp_path, capsys):
     mistake([command, tmp_path, *out], capsys)
     (tmp_path / "manifest.json").write_text('{"settings": {}}')
     assert "metrics.jsonl, line 1: " in mistake([command, tmp_path, *out], capsys)
+    for text in ("[]", "7", '{"reward": 1.0}', '{"update": 0, "entropy": 1.0}', '"\\ud800'):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert "metrics.jsonl, line 1: " in mistake([command, tmp_path, *out], capsys)
     (tmp_path / "metrics.jsonl").write_text("")
     assert "is empty: the run" in mistake([command, tmp_path, *out], capsys)
     assert not (tmp_path / "plot.png").exists()

