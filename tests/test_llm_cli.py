@@ -1,19 +1,22 @@
 """`python -m minigrpo llm`: what a user types, what comes back, and what a mistake is told."""
 
+import dataclasses
 import json
-import resource
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from minigrpo.cli import main
-from minigrpo.llm import training
+from minigrpo.llm import cli, training
 from minigrpo.llm.experiments import read_metrics
 from minigrpo.llm.models import TINY, load_model
 from minigrpo.llm.settings import PRESETS, Settings
+from minigrpo.llm.tasks import load_task
 
 QUICK = (
     "--updates 2 --prompts 2 --group-size 4 --max-new-tokens 10 --eval-size 10 --eval-every 1 --train-size 20".split()
@@ -142,12 +145,78 @@ def test_a_file_with_a_wrong_line(line, words, tmp_path, capsys):
     assert f"{path}, {words}" in mistake(["train", *QUICK, "--task", path, "--out", tmp_path / "run"], capsys)
 
 
-def test_a_prompt_longer_than_the_context(tmp_path, capsys):
-    path = tmp_path / "long.jsonl"
-    rows = ({"prompt": "+".join([str(k)] * 200) + "=", "answer": 200 * k} for k in range(100, 200))
+@pytest.mark.parametrize(("terms", "tokens"), [(59, 120), (500, 1002)])
+def test_a_prompt_longer_than_the_context(terms, tokens, tmp_path, capsys):
+    """One of fifty: it is found before the first update, and named, whichever side it is on."""
+    path, run = tmp_path / "long.jsonl", tmp_path / "run"
+    rows = [{"prompt": f"{a}+{b}=", "answer": a + b} for a in range(2, 12) for b in range(2, 7)]
+    rows[7] = {"prompt": "+".join("1" * terms) + "=", "answer": terms}
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found = mistake(["train", *QUICK, "--task", path, "--out", tmp_path / "run"], capsys)
-    assert "must fit into the model's context of" in found
+    sizes = ["--train-size", 100, "--eval-size", 50]
+    found = mistake(["train", *QUICK, *sizes, "--task", path, "--out", run], capsys)
+    task = load_task(path, train_size=100, heldout_size=50)
+    side = "training" if rows[7]["prompt"] in task.train["prompt"] else "held-out"
+    number = list((task.train if side == "training" else task.heldout)["prompt"]).index(rows[7]["prompt"]) + 1
+    assert (
+        f"{side} problem {number} ('1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+…'): prompt of {tokens} tokens and "
+        "max_new_tokens 10 must fit into the model's context of 128: shorten the prompt or max_new_tokens"
+    ) in found
+    assert not run.exists()
+
+
+def test_a_held_out_prompt_longer_than_the_context(tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    rows = [{"prompt": "+".join("1" * terms) + "=", "answer": terms} for terms in (70, 80)]  # one is held out
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = mistake(["eval", "--task", path], capsys)
+    assert "held-out problem 1 ('1+1+" in found
+
+
+def test_a_system_prompt_that_the_template_refuses(tmp_path, monkeypatch):
+    """tiny's own: the run goes on with the system prompt before the user's, and its manifest says so."""
+
+    def asked(*arguments, **options):
+        return dataclasses.replace(load_task(*arguments, **options), system_prompt="2+2=4")
+
+    monkeypatch.setattr(training, "load_task", asked)
+    assert llm("train", *QUICK, "--out", tmp_path / "run") == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["found"]["system_prompt"].startswith("the system prompt stands before the user's text")
+
+
+def test_a_template_that_fails(tmp_path, capsys):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    for command in (["train", *QUICK, "--out", tmp_path / "run"], ["eval"], ["theorem"]):
+        found = mistake([*command, "--model", folder], capsys)
+        assert f"the chat template of model '{folder}' can't be used: no" in found
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_found_is_said_in_a_terminal(tmp_path, capsys, monkeypatch):
+    """And only there; the manifest has it always."""
+    assert llm("train", *QUICK, "--out", tmp_path / "silent") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cli, "_progress", lambda arguments: True)
+    assert llm("train", *QUICK, "--out", tmp_path / "shown") == 0
+    shown = capsys.readouterr().err
+    assert llm("eval", "--eval-size", 10, "--json", tmp_path / "eval.json") == 0
+    evaluated = capsys.readouterr().err
+    for text in (shown, evaluated):
+        assert "model: minigrpo/llm/tiny, 0.794 million parameters, cpu, float32\n" in text
+        assert "a completion ends at <eos> (1), or after" in text
+    assert "updates: padded or shared or packed, whichever is cheapest\n" in shown
+    facts = [json.loads((tmp_path / run / "manifest.json").read_text())["found"] for run in ("silent", "shown")]
+    assert facts[0] == facts[1]
+    assert facts[0]["ends"] == [{"id": 1, "token": "<eos>"}]
+    assert facts[0]["context"] == 128
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_no_name_that_is_on_its_way_out(tmp_path):
+    for k, options in enumerate([[], ["--lora-rank", 2, "--gradient-checkpointing"]]):
+        assert llm("train", *QUICK, *options, "--out", tmp_path / str(k)) == 0
+    assert llm("eval", "--eval-size", 4) == 0
 
 
 @pytest.mark.parametrize(
@@ -204,6 +273,7 @@ def test_a_run_is_never_overwritten(run, capsys):
 
 def test_no_space_left_keeps_the_checkpoint_and_the_run_goes_on(tmp_path, capsys):
     """A limit on the size of files stands for the full disk: metrics.jsonl is cut in the middle of a line."""
+    resource = pytest.importorskip("resource", reason="Windows sets no limits")
     quick = [*QUICK, "--updates", 8, "--save-every", 1]
     whole, full = tmp_path / "whole", tmp_path / "full"
     assert llm("train", *quick, "--out", whole) == 0
@@ -236,6 +306,7 @@ def test_no_space_left_keeps_the_checkpoint_and_the_run_goes_on(tmp_path, capsys
 
 def test_no_space_left_for_a_checkpoint(run, tmp_path, capsys):
     """The one before stays, whole."""
+    resource = pytest.importorskip("resource", reason="Windows sets no limits")
     before = contents(run)[Path("checkpoint.safetensors")]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
@@ -263,6 +334,105 @@ def test_numbers_that_are_none_stop_the_run(tmp_path, capsys):
     assert "gives log-probs that are no numbers: its weights may be broken" in found
 
 
+def saved_again(path, tensors=None, metadata=None):
+    """A checkpoint as another program would write it."""
+    with safe_open(path, framework="pt") as file:
+        kept = {key: file.get_tensor(key).clone() for key in file.keys()}
+        metadata = file.metadata() if metadata is None else metadata
+    save_file(kept if tensors is None else tensors(kept), path, metadata=metadata)
+
+
+def without(*beginnings):
+    return lambda tensors: {key: value for key, value in tensors.items() if not key.startswith(beginnings)}
+
+
+def reshaped(tensors):
+    name = min(key for key in tensors if key.startswith("weight."))
+    return tensors | {name: tensors[name].flatten()[:5].clone()}
+
+
+CHECKPOINT, MANIFEST = "checkpoint.safetensors", "manifest.json"
+DAMAGE = {  # what was done to which file, what is said after its name, and whether `eval --run` needs the file
+    "manifest empty": (MANIFEST, lambda p: p.write_text(""), " is not whole: Expecting value", True),
+    "manifest cut": (MANIFEST, lambda p: cut_to(p, 40), " is not whole: ", True),
+    "manifest no UTF-8": (MANIFEST, lambda p: p.write_bytes(b"\xff\xfe{}"), " is not whole: ", True),
+    "manifest a list": (MANIFEST, lambda p: p.write_text("[]"), " holds no settings of this version", True),
+    "manifest another's": (MANIFEST, lambda p: p.write_text('{"files": {}}'), " holds no settings of this", True),
+    "settings a text": (MANIFEST, lambda p: edit(p, settings="tiny"), " holds no settings of this version", True),
+    "costs a number": (MANIFEST, lambda p: edit(p, costs=3), " holds no costs of this version", False),
+    "costs unknown": (MANIFEST, lambda p: edit(p, costs={"colour": 3}), " holds no costs of this version", False),
+    "costs a text": (MANIFEST, lambda p: edit(p, costs={"token": "dear"}), " holds no costs of this version", False),
+    "date a number": (MANIFEST, lambda p: edit(p, date=7), " holds no date: ", True),
+    "date no date": (MANIFEST, lambda p: edit(p, date="yesterday"), " holds no date: ", True),
+    "checkpoint empty": (CHECKPOINT, lambda p: p.write_bytes(b""), " can't be read, it may be cut short", True),
+    "checkpoint a text": (CHECKPOINT, lambda p: p.write_text("weights " * 9), " can't be read, it may be cut", True),
+    "no metadata": (CHECKPOINT, lambda p: saved_again(p, metadata={}), " doesn't say of which update it is", True),
+    "metadata": (CHECKPOINT, lambda p: saved_again(p, metadata={"update": "x"}), " doesn't say of which update", True),
+    "no moments": (CHECKPOINT, lambda p: saved_again(p, without("exp_avg_sq.")), " is another model's: ", True),
+    "no weights": (CHECKPOINT, lambda p: saved_again(p, without("weight.")), " is another model's: ", True),
+    "nothing": (CHECKPOINT, lambda p: saved_again(p, without("")), " is another model's: ", True),
+    "other shapes": (CHECKPOINT, lambda p: saved_again(p, reshaped), " is another model's: ", True),
+    "metrics gone": ("metrics.jsonl", lambda p: p.unlink(), " is missing: the run can't go on", False),
+    "metrics empty": ("metrics.jsonl", lambda p: p.write_text(""), " ends before update 0", False),
+    "metrics short": ("metrics.jsonl", lambda p: line(p, 2, None), " ends before update 2", False),
+    "metrics cut": ("metrics.jsonl", lambda p: line(p, 1, '{"update": 1, "rew'), ", line 2: not the row of", False),
+    "metrics no object": ("metrics.jsonl", lambda p: line(p, 0, "7"), ", line 1: not the row of update 0", False),
+    "metrics swapped": ("metrics.jsonl", lambda p: line(p, 1, '{"update": 2}'), ", line 2: not the row of", False),
+    "metrics poor": ("metrics.jsonl", lambda p: line(p, 1, '{"update": 1}'), ", line 2: not the row of", False),
+    "rollouts gone": ("rollouts.jsonl", lambda p: p.unlink(), " is missing: the run can't go on", False),
+    "rollouts cut": ("rollouts.jsonl", lambda p: line(p, 1, "{"), ", line 2: not the row of update 1", False),
+}
+
+
+def cut_to(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def line(path, k, text):
+    lines = path.read_text().splitlines()
+    lines[k : k + 1] = [] if text is None else [text]
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert llm("train", *QUICK, "--out", folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_run_that_is_damaged(damage, whole_run, tmp_path, capsys):
+    """One sentence that names the file, and nothing of the run is changed."""
+    name, change, words, of_eval = DAMAGE[damage]
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    change(run / name)
+    before = contents(run)
+    assert f"{run / name}{words}" in mistake(["train", *QUICK, "--resume", "--out", run], capsys)
+    assert contents(run) == before
+    if of_eval:
+        assert f"{run / name}{words}" in mistake(["eval", "--run", run], capsys)
+
+
+def test_rows_after_the_checkpoint_may_be_cut(whole_run, tmp_path):
+    """They are made again: a run that was killed while it wrote."""
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    saved_again(run / CHECKPOINT, metadata={"update": "1"})
+    line(run / "metrics.jsonl", 1, '{"update": 1, "rew')
+    assert llm("train", *QUICK, "--resume", "--out", run) == 0
+    assert [row["update"] for row in read_metrics(run)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl", "checkpoint.safetensors"])
+def test_what_is_left_of_a_run_is_not_added_to(name, whole_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(whole_run / name, run)
+    before = contents(run)
+    assert f"{run} holds {name} of another run: name another" in mistake(["train", *QUICK, "--out", run], capsys)
+    assert contents(run) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -288,6 +458,9 @@ def test_a_folder_that_is_no_run(command, tmp_path, capsys):
     mistake([command, tmp_path, *out], capsys)
     (tmp_path / "manifest.json").write_text('{"settings": {}}')
     assert "metrics.jsonl, line 1: " in mistake([command, tmp_path, *out], capsys)
+    for text in ("[]", "7", '{"reward": 1.0}', '{"update": 0, "entropy": 1.0}', '"\\ud800'):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert "metrics.jsonl, line 1: " in mistake([command, tmp_path, *out], capsys)
     (tmp_path / "metrics.jsonl").write_text("")
     assert "is empty: the run" in mistake([command, tmp_path, *out], capsys)
     assert not (tmp_path / "plot.png").exists()

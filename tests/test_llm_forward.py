@@ -5,9 +5,11 @@ import importlib.util
 import inspect
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
@@ -15,6 +17,8 @@ from transformers import (
     BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -346,6 +350,11 @@ UNFIT = {
         MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8),
         "window of 8",
     ),
+    "no mask of ancestors": (
+        FalconForCausalLM,
+        FalconConfig(**IDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True),
+        "the model takes no mask of ancestors",
+    ),
 }
 
 
@@ -463,6 +472,28 @@ def test_costs_of_a_model():
     assert costs.pair == forward.ATTENTION * 4 * 2 * 32
     assert costs.call == forward.LAYER * 2
     assert costs.block == forward.BLOCK * 2
+
+
+def test_costs_of_layers_that_differ():
+    """The pairs of each layer cost by its own heads; a window is the shortest of all."""
+    model = model_of("llama")
+
+    def layer(heads, **options):
+        return SimpleNamespace(num_attention_heads=heads, head_dim=8, hidden_size=32, **options)
+
+    config = SimpleNamespace(num_hidden_layers=2, per_layer_config=[layer(4), layer(2, sliding_window=6)])
+    model.config.get_text_config = lambda: config
+    assert costs_of(model).pair == forward.ATTENTION * 4 * (4 * 8 + 2 * 8)
+    assert window_of(model) == 6
+
+
+@pytest.mark.skipif("Gemma4TextConfig" not in dir(transformers), reason="this transformers has no Gemma 4")
+def test_costs_of_gemma_4():
+    sizes = SMALL | {"vocab_size_per_layer_input": V, "head_dim": 8, "num_key_value_heads": 2}
+    sizes |= {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 16}
+    model = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**sizes)).eval()
+    assert costs_of(model).pair == forward.ATTENTION * 4 * (4 * 8 + 4 * 16)
+    assert ways_of(model, Settings(update="padded")) == (("padded",), "")
 
 
 def test_choice_is_the_cheapest_by_the_shapes():

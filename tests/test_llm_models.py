@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -297,6 +298,26 @@ def test_no_pad_token_pads_with_eos(folder):
     loaded = load_model(str(folder))
     assert loaded.tokenizer.pad_token == loaded.tokenizer.eos_token == "<eos>"
     assert loaded.model.config.pad_token_id == loaded.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(1, (1,)), ([1], (1,)), ([7, 5], (1, 5, 7)), (5, (1, 5)), (None, (1,))], ids=str
+)
+def test_every_end_of_generation(folder, named, expected):
+    """The tokenizer's <eos> has the id 1."""
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": named}))
+    assert load_model(str(folder)).eos_ids == expected
+
+
+def test_loading_in_two_threads():
+    """What transformers patches while it loads is one for all threads."""
+    with ThreadPoolExecutor(2) as pool:
+        loaded = list(pool.map(load_model, ["tiny"] * 8))
+    expected = load_model("tiny").model.state_dict()
+    for model in (one.model for one in loaded):
+        assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_no_eos_token(folder):

@@ -1,12 +1,21 @@
 """Sampling from a language model: the same as the slow way, one full forward pass a token."""
 
+import functools
+import math
+
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -14,7 +23,7 @@ from transformers import (
 )
 
 from minigrpo.llm import sampling
-from minigrpo.llm.sampling import completion_logps, pad_prompts, sample_completions
+from minigrpo.llm.sampling import cache_argument, completion_logps, context_of, pad_prompts, sample_completions
 
 V, EOS, PAD = 17, 1, 0
 SIZES = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -183,12 +192,86 @@ def test_shape_of_what_comes_back(model):
     assert (ids[~mask] == PAD).all()
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_any_of_several_ends(model, temperature):
+    """With more ends a completion is the same up to the first of them, which is its last token."""
+    options = {"pad_id": PAD, "group_size": 4, "max_new_tokens": 12, "temperature": temperature}
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    free = sample_completions(model, PROMPTS, eos_ids=(), generator=draws[0], **options)
+    assert free.completion_mask.all()
+    first, second = free.completion_ids[0, 0, 3].item(), free.completion_ids[-1, -1, 5].item()
+    ended = sample_completions(model, PROMPTS, eos_ids={first, second}, generator=draws[1], **options)
+    seen = set()
+    tensors = (free.completion_ids, ended.completion_ids, ended.completion_mask)
+    for expected, ids, mask in zip(*(x.flatten(0, 1) for x in tensors), strict=True):
+        places = [t for t, token in enumerate(expected.tolist()) if token in (first, second)]
+        length = places[0] + 1 if places else 12
+        assert ids[mask].tolist() == expected[:length].tolist()
+        seen |= {first, second} & {ids[mask][-1].item()}
+    assert seen == {first, second}
+
+
+def llama(**options):
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **options)).eval()
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LONGROPE |= {"original_max_position_embeddings": 16}
+
+
+def test_context_of_a_model():
+    assert context_of(llama(max_position_embeddings=64)) == (64, "the model's context of 64")
+    assert context_of(llama(max_position_embeddings=64, rope_parameters=LONGROPE))[0] == 16
+    assert context_of(llama(max_position_embeddings=8, rope_parameters=LONGROPE))[0] == 8
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    assert context_of(llama(max_position_embeddings=64, rope_parameters=dynamic))[0] == 64
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=16, n_layer=1, n_head=2))
+    assert context_of(bloom)[0] == math.inf
+    text = dict(SIZES, num_key_value_heads=1, head_dim=8, max_position_embeddings=32)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    both = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    assert context_of(both)[0] == 32
+
+
+def test_longrope_up_to_its_switch():
+    """Up to it the log-probs kept are the model's own; beyond it they would not be, and the prompt is refused."""
+    torch.manual_seed(0)
+    model = llama(max_position_embeddings=64, rope_parameters=LONGROPE)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    samples = sample(model, max_new_tokens=11)  # the longest prompt has 5 tokens
+    mask = samples.completion_mask.flatten(0, 1)
+    assert (alone(model, samples) - samples.old_logps.flatten(0, 1))[mask].abs().max() < 1e-5
+    with pytest.raises(ValueError, match="prompt of 5 tokens and max_new_tokens 12 must fit into the 16 tokens up to"):
+        sample(model, max_new_tokens=12)
+
+
+def test_a_model_that_keeps_a_state():
+    model = MambaForCausalLM(MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="MambaForCausalLM keeps a state: take a model of attention layers"):
+        sample(model)
+
+
+def test_the_name_of_the_cache():
+    """transformers 5.0 has one name and later ones the other; a wrapped forward keeps its own."""
+    assert cache_argument(lambda input_ids, past_key_values=None: None) == "past_key_values"
+    assert cache_argument(lambda input_ids, cache=None: None) == "cache"
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_no_name_that_is_on_its_way_out(model):
+    assert sample(model).completion_mask.any()
+
+
 @pytest.fixture
 def passes(model, monkeypatch):
     """The shapes of what the model was given, pass by pass."""
     shapes = []
     forward = type(model).forward
 
+    @functools.wraps(forward)
     def counted(self, input_ids, **options):
         shapes.append(tuple(input_ids.shape))
         return forward(self, input_ids=input_ids, **options)

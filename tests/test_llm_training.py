@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from minigrpo.llm import training
-from minigrpo.llm.evaluation import encode_prompts, evaluate, pass_at_k, wilson
-from minigrpo.llm.experiments import overlap, read_metrics, summary, theorem
+from minigrpo.llm.evaluation import decode, encode_prompts, evaluate, pass_at_k, wilson
+from minigrpo.llm.experiments import load_run, overlap, read_metrics, summary, theorem
 from minigrpo.llm.forward import FORWARDS
-from minigrpo.llm.models import load_model
-from minigrpo.llm.sampling import completion_logps, sample_completions
+from minigrpo.llm.models import TINY, load_model
+from minigrpo.llm.sampling import Samples, completion_logps, sample_completions
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.tasks import load_task
 from minigrpo.llm.training import Learner, descend, prepare, reference_of, train
@@ -313,6 +315,133 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("number", "named", "capped"), [(1, {1}, 0.0), (1, {1, 5}, 0.0), (5, {1}, 1.0), (5, {1, 5}, 0.0), (9, {1, 5}, 1.0)]
+)
+def test_capped_is_what_no_end_ended(number, named, capped):
+    """Completions as long as can be, the last token of which is an end or isn't; under the mask there may be one."""
+    ids = torch.tensor([[[4, 6, number, 1], [7, 6, number, 1]]])
+    mask = torch.tensor([True, True, True, False]).expand(1, 2, 4)
+    samples = Samples(torch.ones(1, 1).long(), torch.ones(1, 1).bool(), ids, mask, torch.zeros(1, 2, 4))
+    assert training.describe(samples, torch.zeros(1, 2), named)["capped"] == capped
+
+
+def two_ends(folder):
+    """tiny with another end of sequence, as in Gemma: a turn still ends in <eos>, id 1."""
+    loaded = load_model("tiny")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    tokenizer.add_special_tokens({"eos_token": "<end_of_document>"})
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1] = 0
+    model.generation_config.eos_token_id = [len(tokenizer) - 1, 1]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_turn_ends_where_the_model_s_generation_ends(tmp_path):
+    """It is as good as tiny, the one end of which is <eos>, in a run and alone; none of it is capped."""
+    model = two_ends(tmp_path / "model")
+    options = {"updates": 2, "max_new_tokens": 24, "temperature": 0.1, "learning_rate": 1e-6}
+    settings = dataclasses.replace(QUICK, **options)  # so cold that the one token more makes no difference
+    train(settings, tmp_path / "tiny", progress=False)
+    train(dataclasses.replace(settings, model=model), tmp_path / "two", progress=False)
+    rows, expected = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "tiny")
+    told = ("reward", "length", "capped", "eval_accuracy")
+    assert [[row.get(name) for name in told] for row in rows] == [[row.get(name) for name in told] for row in expected]
+    assert expected[0]["eval_accuracy"] > 0.3
+    assert expected[0]["capped"] == 0
+    assert load_model(model).eos_ids == (1, 21)
+
+
+def test_an_end_that_is_no_special_token_is_not_shown():
+    tokenizer = load_model("tiny").tokenizer
+    one, two, three = tokenizer.encode("123")
+    ids = torch.tensor([[one, two, three], [one, three, two]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    assert decode(tokenizer, ids, mask) == ["123", "13"]
+    assert decode(tokenizer, ids, mask, {three}) == ["12", "1"]
+
+
+def test_a_run_keeps_its_date(tmp_path, monkeypatch):
+    """One that was stopped goes on the next day with the prompts of its first."""
+    model = shutil.copytree(TINY, tmp_path / "model")
+    path = model / "chat_template.jinja"
+    path.write_text("{{- '<user>' + strftime_now('%j') -}}" + path.read_text())
+
+    class Day(datetime.date):
+        number = 1
+
+        @classmethod
+        def today(cls):
+            return cls(2026, 7, cls.number)
+
+    monkeypatch.setattr(training.datetime, "date", Day)
+    settings = dataclasses.replace(QUICK, model=str(model), temperature=2.0)
+    train(settings, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_signals", lambda: contextlib.nullcontext([signal.SIGTERM]))
+        assert not train(settings, tmp_path / "broken", progress=False)
+    Day.number = 31
+    train(settings, tmp_path / "broken", resume=True, progress=False)
+    train(settings, tmp_path / "later", progress=False)
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+    assert numbers(tmp_path / "later") != numbers(tmp_path / "whole")
+    found = {run: json.loads((tmp_path / run / "manifest.json").read_text()) for run in ("broken", "later")}
+    assert (found["broken"]["date"], found["later"]["date"]) == ("2026-07-01", "2026-07-31")
+    assert found["broken"]["found"]["template_date"] == "2026-07-01"
+    assert load_run(tmp_path / "broken", settings)[0].template_date == "2026-07-01"
+
+
+def test_log_probs_of_training_that_are_not_those_of_sampling(tmp_path, monkeypatch, capsys):
+    """The mean ratio would hardly tell where some tokens are likelier and some are less, as by a wrong position."""
+    original = training.logps_of
+
+    def off(model, part, packed, way, settings):
+        logps = original(model, part, packed, way, settings)
+        return logps + 0.05 * (2 * (torch.arange(logps[0].numel()).view_as(logps[0]) % 2) - 1)
+
+    settings = dataclasses.replace(QUICK, updates=1, update="padded")
+    train(settings, tmp_path / "right", progress=False)
+    assert [row["warnings"] for row in read_metrics(tmp_path / "right")] == [[], []]
+    monkeypatch.setattr(training, "logps_of", off)
+    train(settings, tmp_path / "wrong", progress=False)
+    first, last = read_metrics(tmp_path / "wrong")
+    assert last["warnings"] == []  # no pass
+    (warning,) = first["warnings"]
+    assert "the log-probs of sampling and of training differ by 0.05 nats a token before the first step" in warning
+    assert f"update 0: {warning}" in capsys.readouterr().out
+    assert abs(first["ratio"] - 1) < 0.02
+    train(dataclasses.replace(settings, lora_rank=2, lora_dropout=0.1), tmp_path / "dropout", progress=False)
+    assert read_metrics(tmp_path / "dropout")[0]["warnings"] == []  # it explains a difference
+
+
+@pytest.mark.parametrize(
+    ("gaps", "dtype", "dropout", "told"),
+    [
+        ([2e-3, 0.0], "float32", False, True),
+        ([5e-4, 0.5], "float32", False, False),  # after the first step the policy is another
+        ([2e-3], "float32", True, False),
+        ([0.05], "bfloat16", False, False),
+        ([0.2], "bfloat16", False, True),
+        ([], "float32", False, False),
+    ],
+)
+def test_a_mismatch_beyond_rounding(gaps, dtype, dropout, told):
+    assert bool(training.mismatch(gaps, dataclasses.replace(QUICK, dtype=dtype), dropout)) == told
+
+
+def test_a_system_without_git_and_resource(tmp_path, monkeypatch):
+    """Windows has neither, of itself."""
+    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    monkeypatch.setattr(training.sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    train(dataclasses.replace(QUICK, updates=1), tmp_path, progress=False)
+    assert json.loads((tmp_path / "manifest.json").read_text())["git_revision"] is None
+    assert [row["memory_gb"] for row in read_metrics(tmp_path)] == [None, None]
+
+
+@pytest.mark.parametrize(
     ("row", "words"),
     [
         ({"zero_variance": 1.0}, "every group had equal rewards, so the loss is exactly 0"),
@@ -357,6 +486,13 @@ def test_theorem_on_tiny():
     assert max(rows[0]["loss_gap"], rows[0]["grad_gap"]) < 1e-5
     assert other["grad_gap"] > 1e-2
     assert "mean reward" in str(tree)
+
+
+def test_theorem_on_fewer_problems_than_tries():
+    """They are tried once each."""
+    settings = dataclasses.replace(QUICK, train_size=2, temperature=1e-3)  # all completions of a group are alike
+    with pytest.raises(ValueError, match="none of 2 groups had rewards that differ"):
+        theorem(settings)
 
 
 def test_evaluation_counts():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +138,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.evaluation import evaluate
     from minigrpo.llm.experiments import load_run, read_settings
+    from minigrpo.llm.found import found, found_lines
     from minigrpo.llm.models import load_model
+    from minigrpo.llm.prompts import fix_date, longest_prompt
     from minigrpo.llm.tasks import load_task
 
     if arguments.folder and (arguments.model or arguments.preset):
@@ -153,7 +156,11 @@ def _eval(arguments: argparse.Namespace) -> int:
         loaded, update = load_run(arguments.folder, settings)
         name = f"{settings.model} after {update} updates ({arguments.folder})"
     else:
-        loaded, name = load_model(settings.model, device=settings.device), settings.model
+        name = settings.model
+        loaded = fix_date(load_model(name, device=settings.device), datetime.date.today())
+    if _progress(arguments):
+        longest = longest_prompt(loaded, task, settings.max_new_tokens, train=False)
+        print(*found_lines(found(loaded, task, settings, longest)), sep="\n", file=sys.stderr)
     result = evaluate(
         loaded.model,
         loaded.tokenizer,

@@ -105,17 +105,25 @@ def read_settings(run: str | Path) -> Settings:
         raise ValueError(f"{path} holds no settings of this version of minigrpo: {error}") from error
 
 
-def read_metrics(run: str | Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl. Raises: ValueError for a file that is missing, empty, or no JSON at a line."""
+def read_metrics(run: str | Path, columns: Sequence[str] = ("update", "reward")) -> list[dict]:
+    """The rows of a run's metrics.jsonl.
+
+    Args: columns: what each row must have.
+    Raises: ValueError for a file that is missing, empty, or at a line no JSON, or no row with these columns.
+    """
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
         raise ValueError(f"{path} is missing: {run} is not the folder of a run")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except ValueError as error:  # no UTF-8, or no JSON
             raise ValueError(f"{path}, line {number}: {error}") from error
+        missing = [name for name in columns if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"{path}, line {number}: {missing[0]!r} is missing, so it is no row of a run")
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty: the run in {run} has made no update yet")
     return rows
@@ -131,7 +139,7 @@ def load_run(run: str | Path, settings: Settings) -> tuple[LoadedModel, int]:
     if not (run / "checkpoint.safetensors").exists():
         raise ValueError(f"{run / 'checkpoint.safetensors'} is missing: the run has written none yet")
     loaded = load_model(settings.model, device=settings.device)
-    fix_date(loaded.tokenizer, date_of(read_manifest(run), run))
+    loaded = fix_date(loaded, date_of(read_manifest(run), run))
     model = prepare(loaded.model, settings)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     update = load_checkpoint(run, trained, torch.optim.AdamW(trained.values()))
@@ -143,7 +151,7 @@ def overlap(run: str | Path) -> list[dict]:
     kept = ("update", "reward", "entropy", *OVERLAP)
     settings = read_settings(run)
     same = {"task": settings.task, "group_size": settings.group_size}
-    return [same | {name: row[name] for name in kept} for row in read_metrics(run)]
+    return [same | {name: row[name] for name in kept} for row in read_metrics(run, kept)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,6 +204,8 @@ def _is_finished(run: Path, settings: Settings) -> bool:
 def summary(rows: Sequence[dict]) -> dict:
     """First, best and last held-out accuracy, when it had risen 90% of the way to its best, and the mean overlap."""
     evaluated = [(row["update"], row["eval_accuracy"]) for row in rows if "eval_accuracy" in row]
+    if not evaluated:
+        raise ValueError("no row has eval_accuracy: the run was never evaluated")
     first, last = evaluated[0][1], evaluated[-1][1]
     best = float(np.max([accuracy for _, accuracy in evaluated]))
     soon = next(update for update, accuracy in evaluated if accuracy >= first + 0.9 * (best - first))

@@ -295,7 +295,9 @@ def ways_of(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...]
 
 
 def check_positions(model: PreTrainedModel) -> None:
-    """Require a model that is told where tokens stand and sees them by attention alone. Raises ValueError."""
+    """Require a model with a body, told where tokens stand, that sees them by attention alone. Raises ValueError."""
+    if model.base_model is model:
+        raise ValueError(f"{type(model).__name__} can't be run without its head: take another model")
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
         raise ValueError(
             f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"

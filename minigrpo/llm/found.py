@@ -10,14 +10,13 @@ from minigrpo.llm.sampling import context_of
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import Task
 
-NO_SYSTEM, OWN, BEFORE = "no system prompt", "a message of its own", "before the user's text"
+NO_SYSTEM = "no system prompt"
+OWN = "the system prompt is a message of its own"
+BEFORE = "the system prompt stands before the user's text, as the template has no place for it"
 
 
-def found(loaded: LoadedModel, task: Task, settings: Settings, *, date: str | None, longest: int) -> dict[str, Any]:
-    """Gather the facts, in a form that manifest.json can hold.
-
-    Args: date: what the chat template shows as today, None where it shows none; longest: tokens of a prompt at most.
-    """
+def found(loaded: LoadedModel, task: Task, settings: Settings, longest: int) -> dict[str, Any]:
+    """Gather the facts, in a form that manifest.json can hold. Args: longest: tokens of a prompt at most."""
     context, _ = context_of(loaded.model)
     system = NO_SYSTEM if task.system_prompt is None else OWN if has_system_role(loaded.tokenizer) else BEFORE
     return {
@@ -27,7 +26,7 @@ def found(loaded: LoadedModel, task: Task, settings: Settings, *, date: str | No
         "dtype": settings.dtype,
         "ends": [{"id": k, "token": loaded.tokenizer.convert_ids_to_tokens(k)} for k in loaded.eos_ids],
         "system_prompt": system,
-        "template_date": date,
+        "template_date": loaded.template_date,
         "longest_prompt": longest,
         "max_new_tokens": settings.max_new_tokens,
         "context": int(context) if context < float("inf") else None,

