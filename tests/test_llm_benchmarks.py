@@ -13,6 +13,7 @@ from minigrpo.llm.benchmarks import (
     BENCHMARKS,
     PAPER_AVERAGES,
     average,
+    evaluate_benchmarks,
     last_box,
     load_benchmark,
     main,
@@ -135,6 +136,13 @@ def test_tiny_on_all_five(folder, capsys):
     assert first.count("[") == 6
 
 
+def test_answers_that_are_not_right_by_themselves_are_named_before_anything_is_sampled(folder):
+    """The second benchmark's only answer is a full stop; a model would be needed for the first one's samples."""
+    (folder / "math500.jsonl").write_text('{"problem": "1+1=", "answer": "."}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="^benchmark 'math500': 1 of 1 different answers that were checked don't get"):
+        evaluate_benchmarks(None, None, names=["aime24", "math500"], folder=folder, max_new_tokens=4)
+
+
 def test_adapters_are_merged(folder):
     """With an adapter that turns the weights to noise nothing is right any more."""
     import torch
@@ -170,7 +178,17 @@ def test_mistakes_are_one_sentence_before_a_model_is_loaded(folder, capsys, more
     assert len(error.strip().splitlines()) == 1
 
 
-def test_table_refuses_other_files(tmp_path, capsys):
-    (tmp_path / "other.json").write_text("[]", encoding="utf-8")
-    assert main(["table", str(tmp_path / "other.json")]) == 2
-    assert "is no result of eval: it must hold a setting and rows" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[]", "it must hold a setting and rows"),
+        (b"", "Expecting value: line 1 column 1 (char 0)"),
+        (b"\xff", "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_table_refuses_other_files(tmp_path, capsys, content, reason):
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    assert main(["table", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"minigrpo.llm.benchmarks table: {path} is no result of eval: {reason}")

@@ -278,6 +278,12 @@ def test_a_file(tmp_path):
     assert heldout <= longer[1]
 
 
+def test_a_file_of_windows_capitals(tmp_path, monkeypatch):
+    write(tmp_path / "MINE.JSONL", [{"prompt": f"p{n}", "answer": n} for n in range(9)])
+    monkeypatch.chdir(tmp_path)
+    assert load_task("MINE.JSONL").golds_checked == 9
+
+
 def test_duplicates_in_a_file_are_one_problem(tmp_path):
     rows = [{"problem": f"p{n % 7}", "answer": n % 7} for n in range(70)]
     task = load_task(write(tmp_path / "mine.jsonl", rows))

@@ -107,19 +107,21 @@ def evaluate_benchmarks(
     """Solve benchmarks; `options` are those of `minigrpo.llm.evaluation.evaluate`, as max_new_tokens.
 
     Returns: a row each with benchmark, accuracy, its 95% Wilson interval (ci_low, ci_high) and problems.
-    Raises: as `load_benchmark`, before the first completion is sampled.
+    Raises: as `load_benchmark`, and as `check_golds` of tasks, before the first completion is sampled.
     """
     from datasets import Dataset
 
     from minigrpo.llm.evaluation import evaluate
 
-    loaded = {name: load_benchmark(name, folder) for name in names}
-    rows = []
-    for name, pairs in loaded.items():
-        problems, answers = zip(*pairs, strict=True)
+    rows, tasks = [], []
+    for name in names:
+        problems, answers = zip(*load_benchmark(name, folder), strict=True)
         heldout = Dataset.from_dict({"prompt": problems, "answer": answers})
         golds = check_golds(f"benchmark {name!r}", answers, math_equal, boxed)
-        task = Task(name, heldout.select([]), heldout, math_equal, options["max_new_tokens"], system_prompt, *golds)
+        tasks.append(
+            Task(name, heldout.select([]), heldout, math_equal, options["max_new_tokens"], system_prompt, *golds)
+        )
+    for name, task in zip(names, tasks, strict=True):
         found = evaluate(model, tokenizer, task, **options)
         rows.append({"benchmark": name, **{k: found[k] for k in ("accuracy", "ci_low", "ci_high", "problems")}})
         print(f"{name}: {_cell(rows[-1])}", file=sys.stderr)
@@ -222,12 +224,19 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _table(arguments: argparse.Namespace) -> int:
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
-    for path, run in zip(arguments.results, runs, strict=True):
-        if not isinstance(run, dict) or not {"setting", "rows"} <= set(run):
-            raise ValueError(f"{path} is no result of eval: it must hold a setting and rows")
-    print(table2_text(runs))
+    print(table2_text([_result(path) for path in arguments.results]))
     return 0
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """Read what eval wrote. Raises: ValueError, with the file, for anything else; OSError."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of eval: {error}") from error
+    if not isinstance(run, dict) or not {"setting", "rows"} <= set(run):
+        raise ValueError(f"{path} is no result of eval: it must hold a setting and rows")
+    return run
 
 
 if __name__ == "__main__":

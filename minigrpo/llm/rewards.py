@@ -16,23 +16,31 @@ from minigrpo.llm import verifier
 Reward = Callable[[str, str], float]
 SECONDS = 5.0  # what math-verify may take for one completion
 
+# How numbers are written
+
+
+def _threes(gap: str) -> str:
+    """The pattern of digits in threes that one gap sets apart, the same each time: 1,234,567 but not 1,234 567."""
+    return rf"[0-9]{{1,3}}(?P<gap>{gap})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])"
+
+
 WIDE = str.maketrans("０１２３４５６７８９．－＋−", "0123456789.-+-")
-COIN = r"(?:\\?\$|[€£¥₹]) ?"
-GAP = r"(?:,|\{,\})\\!|\{,\}|\\[,:; ]|[ ~'’\u00a0\u2007\u2009\u202f]"  # what sets threes apart, besides ","
-SPACED = rf"[0-9]{{1,3}}(?P<gap>{GAP})[0-9]{{3}}(?:(?P=gap)[0-9]{{3}})*(?![0-9])"
-BEFORE = r"(?<![0-9A-Za-z)\]}])"  # a sign: 5-3 is a difference and ends in 3; =-3 and -$3 are negative
 DASH = "[-‐‑–]"
+BEFORE = r"(?<![0-9A-Za-z)\]}])"  # a sign: 5-3 is a difference and ends in 3; =-3 and -$3 are negative
+COIN = r"(?:\\?\$|[€£¥₹]) ?"
+GAP = r"(?:,|\{,\})\\!|(?:\\text)?\{,\}|\\[,:; ]|[ ~'’\u00a0\u2007\u2009\u202f]"  # that isn't just a comma
+TIMES_TEN = r"\s?(?:\\times|\\cdot|[×*])\s?10(?:\^|\*\*)\{?"
 NUMBER = re.compile(
     rf"(?P<sign>{BEFORE}(?:\+|{DASH})|(?<=[={{(]) ?{DASH} )?(?:{COIN})?"
-    rf"(?P<digits>(?:{SPACED.replace('>', '>,|', 1)}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?"
+    rf"(?P<digits>(?:{_threes(f',|{GAP}')}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    rf"(?:(?:[eE]|{TIMES_TEN})(?P<exponent>[-+]?[0-9]{{1,3}}(?![0-9]))\}}?)?"
 )
 
 
 def _decimal(match: re.Match[str]) -> Decimal:
     """The number that NUMBER matched, exactly."""
     sign = "" if match["sign"] in (None, "+") else "-"
-    return Decimal(sign + re.sub("[^0-9.]", "", match["digits"]) + (match["exponent"] or ""))
+    return Decimal(sign + re.sub("[^0-9.]", "", match["digits"]) + f"e{match['exponent'] or 0}")
 
 
 def parse_number(text: str) -> Decimal | None:
@@ -45,9 +53,9 @@ def exact_number(completion: str, answer: str) -> float:
     """Reward 1.0 where the last number in the completion equals the answer, exactly and as a number; 0.0 otherwise.
 
     A number: digits, or digits in threes set apart by a comma, a space, an apostrophe or LaTeX's "{,}", ",\\!", "\\,";
-    then, optionally, "." and digits, and an exponent (e5). So "27", "27.0", "$27", "27." and "\\boxed{27}" hold 27;
-    "1,000", "1{,}000" and "1 000" hold 1000; "1, 2" and "1/2" end in 2. A minus or dash right before it (or before its
-    currency) is its sign, unless a digit, letter or closing bracket stands before that: "10-3" ends in 3; "=-3" and
+    then, optionally, "." and digits, and an exponent (e5, × 10^5). So "27", "27.0", "$27", "27." and "\\boxed{27}" hold
+    27; "1,000", "1{,}000" and "1 000" hold 1000; "1, 2" and "1/2" end in 2. A minus or dash right before it (or before
+    its currency) is its sign, unless a digit, letter or closing bracket stands before that: "10-3" ends in 3; "=-3" and
     "= - 3" in −3. No rounding: 0.3 is not 0.30001. No number: 0.0.
 
     Raises: ValueError where the answer is not a number: a mistake in the data, not in the completion.
@@ -86,7 +94,7 @@ def boxed(formula: str) -> str:
 def _for_math_verify(text: str) -> str:
     """Write what math-verify misreads as it reads it; commas are left to it: they also stand between two numbers."""
     text = re.sub(r"\\\$|[€£¥₹`]", "", text.translate(WIDE))
-    text = re.sub(rf"(?<![0-9.]){SPACED}", lambda match: re.sub("[^0-9]", "", match[0]), text)
+    text = re.sub(rf"(?<![0-9.]){_threes(GAP)}", lambda match: re.sub("[^0-9]", "", match[0]), text)
     text = re.sub(rf"{BEFORE}{DASH}(?=[0-9.])", "-", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([-+]?[0-9.,]+)\}", r"\1", text)
     return re.sub(r"(?<!\\right)\.(?=\s*(?:\}|$))", "", text)

@@ -124,7 +124,7 @@ def load_task(
             raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
     wanted = _Wanted(seed, train_size, heldout_size, options, split)
     known = HUB_IDS.get(name, name)
-    is_file = Path(name).suffix == ".jsonl" or (known not in TASKS and "/" in name and Path(name).exists())
+    is_file = Path(name).suffix.lower() == ".jsonl" or (known not in TASKS and "/" in name and Path(name).exists())
     if split is not None and known not in HUB_IDS.values():
         raise ValueError(f"split is for {', '.join(HUB_IDS.values())}, got {split!r} for task {name!r}")
     if options and (is_file or known in TASKS):
