@@ -708,6 +708,7 @@ def draw_all_switched_on(rng: np.random.Generator) -> Case:
 ONE_BROKEN = (
     draw_batch,
     lambda rng: draw_batch(rng, one_state_a_history=True),
+    lambda rng: draw_batch(rng, [WIDTH] * 6),
     lambda rng: draw_clipped(rng, 1),
     lambda rng: draw_clipped(rng, -1),
     lambda rng: draw_batch(rng, rng.permutation([3] * 5 + [2])) | {"aggregation": "seq-mean"},
