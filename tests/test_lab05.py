@@ -128,7 +128,7 @@ def test_lengths_that_are_not_those_asked_for_are_named():
 
 # lab05.6: what each batch breaks stands in how it is drawn
 
-BROKEN = ["none"] * 2 + ["clipping"] * 2 + ["per-completion mean"]
+BROKEN = ["none"] * 3 + ["clipping"] * 2 + ["per-completion mean"]
 BROKEN += ["micro-batch denominators"] * 2 + ["random transitions"] * 2
 
 

@@ -610,7 +610,7 @@ def judge_names(arguments: Case, expected: list[str], answer: Any) -> str | None
     return None
 
 
-WIDTH, LENGTHS = 4, (1, 2, 2, 3, 4, 4)  # tokens; 3 rows of 8 tokens are half of all, or 2 rows
+WIDTH, LENGTHS = 4, (1, 2, 2, 3, 4, 4)  # tokens; half of all 16 are in 2 rows, or in 3
 
 
 def draw_batch(
@@ -708,6 +708,7 @@ def draw_all_switched_on(rng: np.random.Generator) -> Case:
 ONE_BROKEN = (
     draw_batch,
     lambda rng: draw_batch(rng, one_state_a_history=True),
+    lambda rng: draw_batch(rng, [WIDTH] * 6),
     lambda rng: draw_clipped(rng, 1),
     lambda rng: draw_clipped(rng, -1),
     lambda rng: draw_batch(rng, rng.permutation([3] * 5 + [2])) | {"aggregation": "seq-mean"},

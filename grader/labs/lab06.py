@@ -369,11 +369,12 @@ def draw_sweep(rng: np.random.Generator, *, tie: bool) -> Case:
     R, S, tuning = 5, int(rng.integers(10, 14)), int(rng.integers(3, 6))
     rates = np.cumprod(rng.uniform(1.5, 4.0, size=R)).round(3).tolist()
     sweeps = []
-    for best in rng.permutation(R - 2)[:2]:
+    *bests, other = rng.permutation(R - 2).tolist()
+    for best in bests:
+        lucky, later = rng.permutation([other, R - 2]).tolist()  # what wrong rules choose; nobody's best
         scores = rng.uniform(0.2, 0.6, size=(R, S))
         scores[best, :tuning] += 0.2
-        scores[rng.choice([k for k in range(R) if k != best]), tuning:] += 0.5
-        lucky = int(rng.choice([k for k in range(R) if k != best]))
+        scores[later, tuning:] += 0.5
         scores[lucky, 0] = scores[:, :tuning].max() + 0.01
         scores[lucky, 1:tuning] = 0.0
         if tie:

@@ -498,8 +498,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "gradients cancel",
-                "gradient flows into old_logps. Where both are one tensor, what comes from the one cancels what comes "
-                "from the other.",
+                "old_logps, and it alone, is a constant (detach). Where both are one tensor, what flows into the one "
+                "cancels what flows into the other, and without a gradient of logps there is none at all.",
                 surrogate_that_cancels,
             ),
             Mistake(

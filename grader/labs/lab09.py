@@ -187,8 +187,8 @@ def draw_machine(success: tuple[float, float], rows: float | None = None, comple
 
     def draw(rng: np.random.Generator) -> Case:
         tokens, mb = int(rng.integers(8, 40)) * 16, round(float(rng.uniform(0.2, 2.0)), 2)
-        model_gb = round(float(rng.uniform(1.0, 3.0)), 1)
         held = rows or float(rng.choice([8, 16]) * rng.uniform(0.985, 0.995))
+        model_gb = round(_gb(1, tokens, mb) * held * float(rng.uniform(1.6, 3.0)), 2)  # rows that don't fit beside it
         chance = round(float(rng.uniform(*success)), 3)
         return {
             "completions": int(rng.choice(completions)),
@@ -315,7 +315,7 @@ EXERCISES = (
             Part(
                 "a hard task and a small update",
                 1,
-                draw_machine((0.12, 0.17), completions=(12,)),
+                draw_machine((0.12, 0.17), rows=1.98, completions=(12,)),
                 "where no divisor makes it at most 0.1, one group holds all: G = `completions`.",
                 examples=(WORKED_MACHINE | {"completions": 12, "success": 0.15},),
             ),
