@@ -1,4 +1,4 @@
-"""What a worker is given: a copy of three of our files, the interpreter, an environment, and under bubblewrap no more.
+"""What a worker is given: a copy of a few of our files, the interpreter, an environment, and under bubblewrap no more.
 
 The interpreter runs without `site`, so that no .pth file, sitecustomize or PYTHON… variable has a say; the folders of
 installed packages are named to it one by one. Of the student's submission nothing but the text of the cells arrives.
@@ -20,7 +20,7 @@ SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersite
 def fill(stage: Path, user: int | None) -> Path:
     """Copy into `stage` what of ours the worker may read; gives the folder in it that `user` may write to."""
     drivers = (f"grader/drivers/{path.name}" for path in (HERE / "drivers").glob("*.py"))
-    for name in ("grader/protocol.py", "grader/worker.py", *drivers):
+    for name in ("grader/protocol.py", "grader/restrain.py", "grader/worker.py", *drivers):
         target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
         for folder in list(target.relative_to(stage).parents)[:-1]:
@@ -35,10 +35,11 @@ def fill(stage: Path, user: int | None) -> Path:
     return home
 
 
-def program(place: str, requests: int, answers: int, rlimits: dict[str, int]) -> str:
-    """What the interpreter in the sandbox is told to run."""
+def program(place: str, requests: int, answers: int, rlimits: dict[str, int], first: bool) -> str:
+    """What the interpreter in the sandbox is told to run; `first` where it is process 1 there."""
     path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
-    return f"{path}\nfrom grader.worker import main; main({requests}, {answers}, {rlimits!r})"
+    alone = f"from grader import restrain; restrain.restrain({rlimits!r}); {first} and restrain.stand_first()"
+    return f"{path}\n{alone}\nfrom grader.worker import main; main({requests}, {answers})"
 
 
 def bubblewrap(stage: str, disk: int) -> list[str]:
@@ -48,7 +49,7 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
     privilege and no way to get one by another user namespace.
     """
     options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
-    options += ["--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    options += ["--as-pid-1", "--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
             options += ["--symlink", os.readlink(folder), folder]

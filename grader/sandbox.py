@@ -39,7 +39,7 @@ class Limits:
     """What a worker may use."""
 
     memory: int = 2 << 30  # bytes, of all its processes together
-    processes: int = 64  # threads count
+    processes: int = 16  # threads count, and the sandbox's own first one; torch with one thread needs no more than one
     files: int = 256  # open descriptors of a process
     disk: int = 64 << 20  # bytes of /tmp, of /dev/shm, and of any file
     load_seconds: float = 30.0  # to run the cells
@@ -81,6 +81,8 @@ class Worker:
         self._failure: Failure | None = None  # what ended the worker
         self.cell_errors: list[str] = []
         self.loaded = False  # the cells ran to their end, raising or not
+        self.crowded = False  # it was ended, and the machine may be to blame: others had the processors, or the memory
+        self.groups: list[str] = []  # control groups that it was in, known at its end
 
     @property
     def alive(self) -> bool:
@@ -163,7 +165,11 @@ class Worker:
             stack.callback(os.close, descriptor)
             os.set_blocking(descriptor, False)
         python = [confine.PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
-        command = [*python, "-c", confine.program(stage if bare else "/grader", ours, theirs, self._rlimits())]
+        command = [
+            *python,
+            "-c",
+            confine.program(stage if bare else "/grader", ours, theirs, self._rlimits(), not bare),
+        ]
         if not bare:
             command = [*confine.bubblewrap(stage, self._limits.disk), *command]
         plan = {
@@ -172,6 +178,7 @@ class Worker:
             "user": user,
             "needed": [stage, confine.BASE, *confine.SITES],
             "memory": self._limits.memory,
+            "disk": 2 * self._limits.disk,  # of /tmp and of /dev/shm
         }
         self._supervisor = subprocess.Popen(
             [*python, str(confine.HERE / "supervisor.py"), json.dumps(plan)],
@@ -192,7 +199,8 @@ class Worker:
         if self._supervisor.returncode is None:
             self._supervisor.terminate()
             with self._supervisor.stdout as pipe:
-                self._word = pipe.read().decode()
+                said = json.loads(pipe.read() or b"{}")  # nothing where it was killed itself
+            self._word, self.crowded, self.groups = (said.get(key) for key in ("why", "crowded", "groups"))
             self._supervisor.wait()
         return self._word
 
