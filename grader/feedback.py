@@ -73,7 +73,8 @@ def merge(result: Mapping, marks: Mapping) -> dict:
                 f"{result['student']}: {row['id']} can earn 0 to {row['points']} points, marked {earned:g}"
             )
         by_person = points is not None or bool(delta)
-        unmarked = row["kind"] == "written" and points is None and not result["problem"]
+        by_hand = row["kind"] == "written" or row.get("failed")  # the grader failed on it: a person has to
+        unmarked = bool(by_hand) and points is None and not result["problem"]
         by = "person" if by_person else "grader"
         rows.append({**row, "earned": earned, "comment": str(mark.get("comment") or ""), "by": by, "open": unmarked})
     if given:
