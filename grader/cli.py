@@ -194,10 +194,12 @@ def _open(grade: dict) -> str:
 
 def _prepare(arguments: argparse.Namespace) -> tuple[dict, int, str]:
     """The lab's entry, the seed and the isolation to grade with."""
-    from grader.sandbox import best_isolation
+    from grader.sandbox import best_isolation, bubblewrap_problem
 
     entry = _entry(arguments.lab)
     isolation = best_isolation()
+    if isolation == "none":
+        raise ValueError(bubblewrap_problem())
     if isolation != "bubblewrap" and not arguments.accept_reduced:
         raise ValueError(
             "bubblewrap can't isolate submissions here: install it (Debian, Ubuntu: apt install bubblewrap), or accept "

@@ -42,37 +42,44 @@ def program(place: str, requests: int, answers: int, rlimits: dict[str, int], fi
     return f"{path}\n{alone}\nfrom grader.worker import main; main({requests}, {answers})"
 
 
+def shown() -> list[str]:
+    """The folders of the host that the sandbox shows: programs, the interpreter, its libraries, installed packages."""
+    folders = [f"{root}/{name}" for root in ("/usr", "", BASE) for name in ("bin", "lib", "lib32", "lib64")]
+    return [folder for folder in dict.fromkeys([*folders, *SITES]) if os.path.isdir(folder)]
+
+
+def shows(path: Path) -> str | None:
+    """The folder of `shown` that a path lies in, by whatever links, or None."""
+    path = path.resolve()
+    return next((folder for folder in shown() if path.is_relative_to(os.path.realpath(folder))), None)
+
+
 def bubblewrap(stage: str, disk: int) -> list[str]:
-    """The start of a command line that shows the rest of it, of the host, only the interpreter and `stage`, as /grader.
+    """The start of a command line that shows the rest of it, of the host, only `shown` and `stage`, as /grader.
 
     Everything is read-only but /tmp and /dev/shm, of `disk` bytes each. There is no network, no other process, no
     privilege and no way to get one by another user namespace.
     """
     options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
     options += ["--as-pid-1", "--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
-        if os.path.islink(folder):
-            options += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            options += ["--ro-bind", folder, folder]
     options += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/dev/shm", "/tmp"):
         options += ["--size", str(disk), "--tmpfs", folder]
-    options += ["--ro-bind", BASE, BASE]
-    if any(HERE.is_relative_to(folder) for folder in ("/usr", BASE)):
-        options += _cover(str(HERE.parent))  # this repository lies in what was bound
-    for folder in SITES:
+    hidden = []
+    for folder in shown():
+        if os.path.islink(folder):
+            options += ["--symlink", os.readlink(folder), folder]
+            continue
         options += ["--ro-bind", folder, folder]
-        for name in ("minigrpo", "grader"):
-            if os.path.isdir(f"{folder}/{name}"):
-                options += _cover(f"{folder}/{name}")
-    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
+        ours = [str(HERE.parent)] if HERE.is_relative_to(folder) and HERE.parent != Path(folder) else []
+        for name in [*ours, f"{folder}/minigrpo", f"{folder}/grader"]:
+            if os.path.isdir(name):
+                options += ["--tmpfs", name]  # over this repository, and over what is installed of it
+                hidden.append(name)
+    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp"]
+    for folder in ("/dev", *hidden, "/"):
+        options += ["--remount-ro", folder]
     return [shutil.which("bwrap"), *options, "--"]
-
-
-def _cover(folder: str) -> list[str]:
-    """Options that lay an empty folder over one that would show."""
-    return ["--tmpfs", folder, "--remount-ro", folder]
 
 
 def environment(home: str, threads: int) -> dict[str, str]:

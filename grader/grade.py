@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from grader import confine
 from grader.exercise import Artifact, Attempt, Exercise, Part, explain
 from grader.labs import artifacts, exercises
 from grader.sandbox import Answer, Failure, SandboxError, Worker
@@ -239,8 +240,11 @@ def grade_folder(
     """Grade every submission of a folder into out/auto/<student>.json, those that are new or have changed.
 
     A submission that can't be graded gets a result that says why; none stops the others, and what is written stays.
-    Yields: each result, as it is finished. Raises: as `find_submissions`.
+    Yields: each result, as it is finished. Raises: as `find_submissions`; ValueError for a folder that workers see.
     """
+    for path in (folder, out):
+        if isolation == "bubblewrap" and (place := confine.shows(path)):
+            raise ValueError(f"{path} lies in {place}, where student code can read it: put it somewhere else")
     submissions = find_submissions(folder)
     bar = tqdm(total=len(submissions), desc=lab, unit=" submissions", disable=not progress)
     pool = ThreadPoolExecutor(jobs)

@@ -19,10 +19,12 @@ import glob
 import itertools
 import json
 import os
+import platform
 import secrets
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -245,17 +247,44 @@ def _poll(descriptor: int, event: int, seconds: float) -> int:
 
 
 @functools.cache
+def _tried(isolation: str) -> tuple[str, list[str]]:
+    """Why a worker does not start here, empty if one does; and the control groups that it was in."""
+    worker = Worker([], isolation=isolation)
+    try:
+        with worker:
+            pass
+    except SandboxError as error:
+        return str(error), []
+    return "", worker.groups
+
+
 def bubblewrap_problem() -> str:
     """Why bubblewrap does not work here, from starting a worker in it once; empty if it does."""
+    if sys.platform != "linux":
+        return f"grading needs Linux, and this is {platform.system()}: use WSL 2, a virtual machine or another computer"
     if shutil.which("bwrap") is None:
         return "bubblewrap (bwrap) is not installed"
-    try:
-        with Worker([], isolation="bubblewrap"):
-            return ""
-    except SandboxError as error:
-        return str(error)
+    return _tried("bubblewrap")[0]
 
 
 def best_isolation() -> str:
-    """ "bubblewrap" where that works, else "reduced"."""
+    """ "bubblewrap" where that works, else "reduced"; "none" where not even that does, on other systems than Linux."""
+    if sys.platform != "linux":
+        return "none"
     return "reduced" if bubblewrap_problem() else "bubblewrap"
+
+
+def weaknesses() -> list[str]:
+    """What this machine's kernel does not do for the best isolation that works here, and what stands in its place."""
+    if (isolation := best_isolation()) == "none":
+        return [bubblewrap_problem()]
+    from grader.restrain import MACHINES  # of Linux alone
+
+    groups, found = _tried(isolation)[1], []
+    if "memory" not in groups:
+        found.append("no control group of memory, so what no process shows is judged by the whole machine's")
+    if "cpu" not in groups:
+        found.append("no control group of the processor, so workers slow each other and are asked again alone")
+    if platform.machine() not in MACHINES:
+        found.append(f"no filter of system calls for {platform.machine()}")
+    return found
