@@ -523,6 +523,28 @@ def test_the_orphaned_are_reaped(host):
 
 @BOTH
 @filtered
+def test_refused_calls(host, isolation):
+    source = """
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    def f(numbers, clone, clone3):
+        said = []
+        for number, first in [*([n, 0] for n in numbers), [clone, 0x10000000 | 17], [clone3, 0], [463, 0], [1000, 0]]:
+            ctypes.set_errno(0)
+            said.append([call(number, ctypes.c_ulong(first), 0, 0, 0, 0), ctypes.get_errno()])
+        return said
+    """
+    from grader import restrain  # of Linux alone
+
+    at = list(restrain.MACHINES).index(platform.machine())
+    refused = [numbers[at] for calls in restrain.REFUSED.values() for numbers in calls.values()]
+    given = {"numbers": [n for n in refused if n is not None], "clone": (56, 220)[at], "clone3": 435}
+    said = host.run(source, arguments=given, isolation=isolation).value
+    assert said == [[-1, 1]] * (len(given["numbers"]) + 1) + [[-1, 38]] * 3  # EPERM; ENOSYS
+    assert len(said) > 50
+
+
+@BOTH
+@filtered
 def test_sockets_of_other_families(host, isolation):
     """A socket of AF_VSOCK, 40, reaches the host of a virtual machine, whatever the network namespace."""
     source = """
@@ -654,6 +676,27 @@ def test_fork_bomb(host, isolation):
     host.still_works()
 
 
+@BOTH
+def test_busy_processes_get_one_processor_together(host, isolation):
+    source = """
+    def spent():
+        ticks = [open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[11:13] for pid in made]
+        return sum(int(count) for pair in ticks for count in pair) / os.sysconf("SC_CLK_TCK")
+    made = []
+    def f():
+        with suppress(OSError):
+            while len(made) < 100:
+                made.append(os.posix_spawn("/bin/sh", ["sh", "-c", "while :; do :; done"], {}, setsid=True))
+        start, before = time.monotonic(), spent()
+        time.sleep(3)
+        return [len(made), spent() - before, time.monotonic() - start]
+    """
+    made, spent, seconds = host.run(source, isolation=isolation).value
+    assert 8 <= made < LIMITS.processes
+    if "cpu" in host.worker.groups:
+        assert spent < 1.2 * seconds
+
+
 def test_threads_are_limited(host):
     source = "def f():\n    for _ in range(1000): threading.Thread(target=time.sleep, args=[600], daemon=True).start()"
     assert host.run(source).detail.startswith("RuntimeError: can't start new thread")
@@ -764,25 +807,50 @@ def test_controls(host, isolation):
     assert (outcome.value["shape"], outcome.value["none"]) == ([2, 3], None)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs root to become somebody else")
-@BOTH
-def test_a_grader_that_is_not_root(host, isolation):
-    """The supervisor makes the way for another user, who then grades."""
-    script = f"""
+@pytest.fixture
+def other_user(host):
+    """Runs a script as a grader who is not root: the supervisor makes the way, and nobody gives it control groups."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become somebody else")
+
+    def run(script: str) -> subprocess.CompletedProcess:
+        script = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path += {confine.SITES!r}
 import os
 from grader import confine
-from grader.sandbox import Answer, Worker
+from grader.sandbox import Answer, Failure, Limits, Worker
 confine.SITES = {confine.SITES!r}
+{script}"""
+        plan = {"command": [confine.PYTHON, "-I", "-S", "-B", "-c", script], "user": host.user, "memory": 4 << 30}
+        plan["needed"] = [str(ROOT), confine.BASE, *confine.SITES]
+        command = [confine.PYTHON, "-I", str(ROOT / "grader/supervisor.py"), json.dumps(plan)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=confine.environment("/tmp", 1))
+        assert json.loads(done.stdout)["why"] == "exit"
+        host.untouched()
+        return done
+
+    return run
+
+
+@BOTH
+def test_a_grader_that_is_not_root(other_user, host, isolation):
+    done = other_user(f"""
 source = "def f(): import os; return os.getuid()\\ndef g(): os._exit(0)"
 with Worker([("a", source)], isolation="{isolation}") as worker:
     assert worker.ask("call", "f", {{}}, seconds=20) == Answer(os.getuid()), worker.cell_errors
     assert worker.ask("call", "g", {{}}, seconds=20).kind == "error"
     os.write(2, b"as %d" % os.getuid())
-"""
-    plan = {"command": [confine.PYTHON, "-I", "-S", "-B", "-c", script], "user": host.user, "memory": 4 << 30}
-    plan["needed"] = [str(ROOT), confine.BASE, *confine.SITES]
-    command = [confine.PYTHON, "-I", str(ROOT / "grader/supervisor.py"), json.dumps(plan)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=confine.environment("/tmp", 1))
-    assert (json.loads(done.stdout)["why"], done.stderr) == ("exit", f"as {host.user}")
-    host.untouched()
+""")
+    assert done.stderr == f"as {host.user}"
+
+
+@BOTH
+def test_memory_that_no_process_shows_without_control_groups(other_user, isolation):
+    """The machine's shared memory tells; whose it is can't be known, so it may be asked again alone."""
+    source = "import ctypes, mmap, time\n" + UNSEEN.replace("DROP", "kept.madvise(mmap.MADV_DONTNEED, at, step)")
+    done = other_user(f"""
+with Worker([("a", {source!r})], isolation="{isolation}", limits=Limits(memory=768 << 20)) as worker:
+    said = worker.ask("call", "f", {{"size": 1200 << 20, "step": 40 << 20}}, seconds=60)
+    os.write(2, repr((said, worker.groups, worker.crowded)).encode())
+""")
+    assert done.stderr == repr((Failure("memory"), [], True))
