@@ -3,14 +3,15 @@
     with Worker([("lab02.1", source)], isolation=best_isolation()) as worker:
         answer = worker.ask("call", "step_sizes", {"completion_ids": ids}, seconds=5.0)
 
-Three processes: the grader (here) → `supervisor.py` (trusted: another user, the watchdog, the end of all of it) →
-`worker.py` (sets its limits, then hostile from the first cell on), given what `confine.py` says. For Linux.
+Three processes: the grader (here) → `supervisor.py` (trusted: another user, control groups, the watchdog, the end of
+all of it) → `worker.py` (hostile from the first cell on), which sees what `confine.py` shows and can't undo what
+`restrain.py` has set. For Linux.
 
 - "bubblewrap": namespaces of its own for users, processes, network and mounts. Of the host it sees, read-only, the
-  interpreter, its libraries and a copy of three of our files; it writes to small tmpfs. Needs bubblewrap 0.8.
-- "reduced", where that does not work: another user if we are root, limits, the watchdog, a scrubbed environment. Code
-  can read what that user can, use the network and fill /tmp; if we are not root it is the grader's own user, and can
-  do whatever the grader can. It keeps accidents apart, not attacks, and the report says so.
+  interpreter, programs, libraries and a copy of a few of our files; it writes to small tmpfs. Needs bubblewrap 0.8.
+- "reduced", where that does not work: another user if we are root, limits, the filter of system calls, the watchdog, a
+  scrubbed environment. Code can read what that user can, use the network and fill /tmp; if we are not root it is the
+  grader's own user, and can do whatever the grader can. It keeps accidents apart, not attacks, and the report says so.
 """
 
 import contextlib

@@ -79,7 +79,7 @@ def main(
             signal.sigtimedwait({signal.SIGCHLD}, 0.01)
             _reap()
         for group in set(groups.values()):
-            with contextlib.suppress(OSError):  # a zombie of another's may still be counted; the group is empty
+            with contextlib.suppress(OSError):  # an empty group that stays does no harm
                 os.rmdir(group)
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
@@ -96,6 +96,7 @@ def _leave_keyring() -> None:
 
 
 def _watch(worker: int, grader: int, memory: int, group: str | None) -> str:
+    """Wait for the worker's end: "exit", "stopped", "memory", or "machine" where nobody knows whose that is."""
     pause, before = 0.05, _shared()
     while True:
         woken = signal.sigtimedwait(WAITED, pause)
@@ -113,9 +114,8 @@ def _watch(worker: int, grader: int, memory: int, group: str | None) -> str:
             return "memory"
         if not group and private + _shared() - before > memory:  # perhaps its: no process shows it
             return "machine"
-        pause = min(
-            max(0.05, 20 * (time.process_time() - started)), 0.2
-        )  # about 5% of a core, on a machine not crowded
+        busy = time.process_time() - started
+        pause = min(max(0.05, 20 * busy), 0.2)  # about 5% of a core, on a machine not crowded
 
 
 def _tree() -> set[int]:
