@@ -42,7 +42,7 @@ class Limits:
     """What a worker may use."""
 
     memory: int = 2 << 30  # bytes, of all its processes together
-    processes: int = 16  # threads count, and the sandbox's own first one; torch with one thread needs no more than one
+    processes: int = 16  # threads count, and the sandbox's own first process
     files: int = 256  # open descriptors of a process
     disk: int = 64 << 20  # bytes of /tmp, of /dev/shm, and of any file
     load_seconds: float = 30.0  # to run the cells
@@ -202,8 +202,8 @@ class Worker:
         if self._supervisor.returncode is None:
             self._supervisor.terminate()
             with self._supervisor.stdout as pipe:
-                said = json.loads(pipe.read() or b"{}")  # nothing where it was killed itself
-            self._word, self.crowded, self.groups = (said.get(key) for key in ("why", "crowded", "groups"))
+                said = json.loads(pipe.read() or '{"why": "", "crowded": true, "groups": []}')  # it was killed itself
+            self._word, self.crowded, self.groups = said["why"], said["crowded"], said["groups"]
             self._supervisor.wait()
         return self._word
 

@@ -162,25 +162,25 @@ def _waited(pid: int) -> float:
 
 def _group(worker: int, memory: int) -> dict[str, str]:
     """Put the worker into control groups; gives their folders by controller, as far as this machine has them for us."""
-    limits = {
-        "memory": {"memory.max": memory, "memory.swap.max": 0, "memory.oom.group": 1},  # version 2
-        "cpu": {"cpu.max": f"{PERIOD} {PERIOD}"},
-    }
-    for home in _homes("", "cgroup2"):
-        offered = [name for name in _read(f"{home}/cgroup.subtree_control").split() if name in limits]
-        files = {name: value for controller in offered for name, value in limits[controller].items()}
-        if "memory" in offered and (folder := _join(worker, home, files)):
-            return dict.fromkeys(offered, folder)  # of version 2 a process is in one group
-    limits = {
-        "memory": {"memory.limit_in_bytes": memory, "memory.memsw.limit_in_bytes": memory},  # version 1
+    version_1 = {
+        "memory": {"memory.limit_in_bytes": memory, "memory.memsw.limit_in_bytes": memory},
         "cpu": {"cpu.cfs_period_us": PERIOD, "cpu.cfs_quota_us": PERIOD},
     }
+    version_2 = {
+        "memory": {"memory.max": memory, "memory.swap.max": 0, "memory.oom.group": 1},
+        "cpu": {"cpu.max": f"{PERIOD} {PERIOD}"},
+    }
+    homes = {home: _read(f"{home}/cgroup.subtree_control").split() for home in _homes("", "cgroup2")}
+    for controllers in (["memory", "cpu"], ["memory"]):  # both, if need be further out
+        files = {name: value for controller in controllers for name, value in version_2[controller].items()}
+        for home, offered in homes.items():
+            if set(controllers) <= set(offered) and (folder := _join(worker, home, files)):
+                return dict.fromkeys(controllers, folder)  # of version 2 a process is in one group
     groups = {}
-    for controller, files in limits.items():
-        for home in _homes(controller, "cgroup"):
-            if folder := _join(worker, home, files):
-                groups[controller] = folder
-                break
+    for controller, files in version_1.items():
+        joined = (_join(worker, home, files) for home in _homes(controller, "cgroup"))
+        if folder := next(filter(None, joined), None):
+            groups[controller] = folder
     return groups
 
 

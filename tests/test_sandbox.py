@@ -180,6 +180,13 @@ GROUPS = {  # what /proc/self says of a machine's control groups; what is offere
         {"cpu": "user.slice/course", "memory": "user.slice/course"},
         {"memory.max": "300", "memory.swap.max": "0", "memory.oom.group": "1", "cpu.max": "100000 100000"},
     ),
+    "version 2, with both controllers further out": (
+        "0::/user.slice/some.scope\n",
+        "42 30 0:39 / MOUNT rw - cgroup2 cgroup2 rw\n",
+        {"user.slice/some.scope": "", "user.slice": "memory pids", "": "cpuset cpu io memory pids"},
+        {"cpu": "", "memory": ""},
+        {"memory.max": "300", "memory.swap.max": "0", "memory.oom.group": "1", "cpu.max": "100000 100000"},
+    ),
     "version 2 in a container": (
         "0::/docker/abc\n",
         "42 30 0:39 /docker MOUNT rw - cgroup2 cgroup rw\n",
