@@ -12,6 +12,7 @@ import math
 import random
 import struct
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +21,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minigrpo.files import write_json, write_text
+from minigrpo.files import write_bytes, write_json, write_text
 from minigrpo.llm.evaluation import evaluate
 from minigrpo.llm.models import load_model
 from minigrpo.llm.tasks import Task, load_task
@@ -40,6 +40,7 @@ NEW_TOKENS = 16
 GAIN = 0.10  # of accuracy over the base, on fresh problems; grader/thresholds/lab09.json is the distribution behind it
 DEVIATIONS = 3.5  # standard errors within which a claim has to lie
 LEAST_CLAIMED = 50  # held-out problems behind a claim: of fewer, any claim would hold
+ONE_AT_A_TIME = threading.Lock()  # transformers loads a model by way of settings that all threads share
 POINTS = {"a valid adapter": 1, "better than its base": 3, "claims that hold": 2}
 
 
@@ -102,8 +103,7 @@ def save_adapter(run: Path, out: Path) -> None:
         raise ValueError(f"{run} trained every weight: set lora_rank, so that there is an adapter to save")
     layers = sorted({name.split(".")[-3] for name in kept})
     shape = {"r": settings["lora_rank"], "lora_alpha": settings["lora_alpha"], "target_modules": layers}
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(kept, out / WEIGHTS)
+    write_bytes(out / WEIGHTS, safetensors.torch.save(kept))
     write_json(out / CONFIG, FIXED | {"base_model_name_or_path": settings["model"]} | shape)
     write_text(out / METRICS, (run / METRICS).read_text(encoding="utf-8"))
 
@@ -278,6 +278,11 @@ def deviation(claimed: float, n: int, found: float, m: int) -> float:
 
 def grade(contents: Mapping[str, bytes | None], seed: int) -> list[dict]:
     """Grade lab 09's files. Args: contents: raw bytes by name, None where missing; seed: the instructor's secret."""
+    with ONE_AT_A_TIME:
+        return _grade(contents, seed)
+
+
+def _grade(contents: Mapping[str, bytes | None], seed: int) -> list[dict]:
     refused = dict.fromkeys(POINTS, "")
     try:
         config = read_config(contents.get(CONFIG))

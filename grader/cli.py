@@ -255,10 +255,12 @@ def _left_out(out: Path) -> list[str]:
 
 def _prepare(arguments: argparse.Namespace) -> tuple[str, dict, int, str]:
     """The lab, its entry, the seed and the isolation to grade with."""
-    from grader.sandbox import best_isolation
+    from grader.sandbox import best_isolation, bubblewrap_problem
 
     lab, entry = _entry(arguments.lab)
     isolation = best_isolation()
+    if isolation == "none":
+        raise ValueError(bubblewrap_problem())
     if isolation != "bubblewrap" and not arguments.accept_reduced:
         raise ValueError(
             "bubblewrap can't isolate submissions here: install it (Debian, Ubuntu: apt install bubblewrap), or accept "

@@ -1,4 +1,4 @@
-"""What a worker is given: a copy of three of our files, the interpreter, an environment, and under bubblewrap no more.
+"""What a worker is given: a copy of a few of our files, the interpreter, an environment, and under bubblewrap no more.
 
 The interpreter runs without `site`, so that no .pth file, sitecustomize or PYTHON… variable has a say; the folders of
 installed packages are named to it one by one. Of the student's submission nothing but the text of the cells arrives.
@@ -20,7 +20,7 @@ SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersite
 def fill(stage: Path, user: int | None) -> Path:
     """Copy into `stage` what of ours the worker may read; gives the folder in it that `user` may write to."""
     drivers = (f"grader/drivers/{path.name}" for path in (HERE / "drivers").glob("*.py"))
-    for name in ("grader/protocol.py", "grader/worker.py", *drivers):
+    for name in ("grader/protocol.py", "grader/restrain.py", "grader/worker.py", *drivers):
         target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
         for folder in list(target.relative_to(stage).parents)[:-1]:
@@ -35,43 +35,51 @@ def fill(stage: Path, user: int | None) -> Path:
     return home
 
 
-def program(place: str, requests: int, answers: int, rlimits: dict[str, int]) -> str:
-    """What the interpreter in the sandbox is told to run."""
+def program(place: str, requests: int, answers: int, rlimits: dict[str, int], first: bool) -> str:
+    """What the interpreter in the sandbox is told to run; `first` where it is process 1 there."""
     path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
-    return f"{path}\nfrom grader.worker import main; main({requests}, {answers}, {rlimits!r})"
+    alone = f"from grader import restrain; restrain.restrain({rlimits!r}); {first} and restrain.stand_first()"
+    return f"{path}\n{alone}\nfrom grader.worker import main; main({requests}, {answers})"
+
+
+def shown() -> list[str]:
+    """The folders of the host that the sandbox shows: programs, the interpreter, its libraries, installed packages."""
+    folders = [f"{root}/{name}" for root in ("/usr", "", BASE) for name in ("bin", "lib", "lib32", "lib64")]
+    return [folder for folder in dict.fromkeys([*folders, *SITES]) if os.path.isdir(folder)]
+
+
+def shows(path: Path) -> str | None:
+    """The folder of `shown` that a path lies in, by whatever links, or None."""
+    path = path.resolve()
+    return next((folder for folder in shown() if path.is_relative_to(os.path.realpath(folder))), None)
 
 
 def bubblewrap(stage: str, disk: int) -> list[str]:
-    """The start of a command line that shows the rest of it, of the host, only the interpreter and `stage`, as /grader.
+    """The start of a command line that shows the rest of it, of the host, only `shown` and `stage`, as /grader.
 
     Everything is read-only but /tmp and /dev/shm, of `disk` bytes each. There is no network, no other process, no
     privilege and no way to get one by another user namespace.
     """
     options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
-    options += ["--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"):
-        if os.path.islink(folder):
-            options += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            options += ["--ro-bind", folder, folder]
+    options += ["--as-pid-1", "--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     options += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/dev/shm", "/tmp"):
         options += ["--size", str(disk), "--tmpfs", folder]
-    options += ["--ro-bind", BASE, BASE]
-    if any(HERE.is_relative_to(folder) for folder in ("/usr", BASE)):
-        options += _cover(str(HERE.parent))  # this repository lies in what was bound
-    for folder in SITES:
+    hidden = []
+    for folder in shown():
+        if os.path.islink(folder):
+            options += ["--symlink", os.readlink(folder), folder]
+            continue
         options += ["--ro-bind", folder, folder]
-        for name in ("minigrpo", "grader"):
-            if os.path.isdir(f"{folder}/{name}"):
-                options += _cover(f"{folder}/{name}")
-    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
+        ours = [str(HERE.parent)] if HERE.is_relative_to(folder) and HERE.parent != Path(folder) else []
+        for name in [*ours, f"{folder}/minigrpo", f"{folder}/grader"]:
+            if os.path.isdir(name):
+                options += ["--tmpfs", name]  # over this repository, and over what is installed of it
+                hidden.append(name)
+    options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp"]
+    for folder in ("/dev", *hidden, "/"):
+        options += ["--remount-ro", folder]
     return [shutil.which("bwrap"), *options, "--"]
-
-
-def _cover(folder: str) -> list[str]:
-    """Options that lay an empty folder over one that would show."""
-    return ["--tmpfs", folder, "--remount-ro", folder]
 
 
 def environment(home: str, threads: int) -> dict[str, str]:

@@ -89,9 +89,9 @@ def _kernel() -> list[Finding]:
 
 
 def _isolation() -> list[Finding]:
-    from grader.sandbox import best_isolation
+    from grader.sandbox import best_isolation, weaknesses
 
-    found = best_isolation()
+    found = "; ".join([best_isolation(), *weaknesses()])
     return [(True, "isolation", f"{found}; matters to those who grade others' work, not to you")]
 
 

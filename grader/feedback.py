@@ -56,7 +56,7 @@ def write_manual(result: Mapping, entry: Mapping, out: Path, rubrics: Mapping[st
         if row["id"] in questions:
             texts = (questions[row["id"]], (rubrics or {}).get(row["id"]), row["answer"])
             forms[row["id"]] = {name: _block(text) for name, text in zip(TEXTS, texts, strict=True)} | places
-        elif failed:
+        elif failed or row.get("failed"):
             forms[row["id"]] = places
     for exercise, mark in marks.get("exercises", {}).items():
         if given := {key: mark[key] for key in MARKS if mark.get(key) is not None}:
@@ -159,20 +159,21 @@ def merge(result: Mapping, marks: Mapping) -> dict:
             raise ValueError(
                 f"{result['student']}: {row['id']} can earn 0 to {row['points']} points, marked {earned:g}"
             )
+        by_hand = (row["kind"] == "written" and bool(row["answer"])) or bool(row.get("failed"))
         rows.append(
             {
                 **row,
                 "earned": earned,
                 "comment": str(mark.get("comment") or ""),
                 "by": "person" if marked(mark) else "grader",
-                "open": row["kind"] == "written" and bool(row["answer"]) and points is None and not result["problem"],
+                "open": by_hand and points is None and not result["problem"],
                 "stale": marked(mark) and (other or bool(mark.get("look_again"))),
             }
         )
     if given:
         raise ValueError(f"{result['student']}: {result['lab']} has no exercise {', '.join(map(str, given))}")
-    by_hand = bool(rows) and all(row["by"] == "person" for row in rows)
-    problem = None if by_hand else result["problem"]
+    replaced = bool(rows) and all(row["by"] == "person" for row in rows)
+    problem = None if replaced else result["problem"]
     return {
         **result,
         "exercises": rows,

@@ -9,19 +9,21 @@ import hashlib
 import json
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from grader import confine
 from grader.exercise import Artifact, Attempt, Exercise, Part, explain
 from grader.labs import artifacts, exercises
 from grader.protocol import ProtocolError
-from grader.sandbox import Answer, Failure, Worker
+from grader.sandbox import Answer, Failure, SandboxError, Worker
 from grader.submission import Submission, SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import write_json
 
@@ -51,6 +53,35 @@ NAMED = (
 )
 
 
+class CrowdedError(RuntimeError):
+    """A worker did not get as far as it would have alone."""
+
+
+class Turns:
+    """Exercises take turns: many beside each other, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = self._alone = 0  # exercises; those that work alone or wait to
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._alone += alone
+            self._changed.wait_for(lambda: not (self._working if alone else self._alone))
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._alone -= alone
+                self._changed.notify_all()
+
+
+TURNS = Turns()
+
+
 def load_manifest(labs: Path) -> dict:
     """Read labs/manifest.json. Raises ValueError with what to do."""
     path = labs / "manifest.json"
@@ -66,24 +97,38 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
     Args: submission; lab as in "lab02"; entry: the lab in the manifest; seed: the instructor's secret; isolation.
     Returns: the result: points, and for each exercise its parts with what the student may read about them.
     """
-    code = {exercise.id: exercise for exercise in exercises(lab)}
-    files = {artifact.id: artifact for artifact in artifacts(lab)}
     rows = []
     for row in entry["exercises"]:
-        if row["id"] in submission.problems and row["kind"] == "code":
-            why = {"feedback": printable(submission.problems[row["id"]])}
-            parts = [_part(part, False, why) for part in code[row["id"]].parts]
-        elif row["kind"] == "code":
-            parts = grade_exercise(code[row["id"]], submission, entry["setup"], seed, isolation)
-        elif row["kind"] == "artifact":
-            parts = grade_files(files[row["id"]], submission, seed)
-        else:
-            parts = []
+        kept, failed = {key: row[key] for key in ("id", "kind", "points")}, None
+        try:
+            parts = _grade_row(row, submission, lab, entry["setup"], seed, isolation)
+        except Exception as error:  # noqa: BLE001  (the grader's own fault: said, and no other exercise's loss)
+            failed = printable(f"{type(error).__name__}: {error}")
+            why = "the grader failed on this exercise: a person has to grade it"
+            parts = [{"name": "all of it", "points": row["points"], "earned": 0, "passed": False, "feedback": why}]
         earned = sum(part["earned"] for part in parts)
-        kept = {key: row[key] for key in ("id", "kind", "points")}
         answer = submission.answers.get(row["id"])
-        rows.append(kept | {"earned": earned, "parts": parts, "answer": answer and readable(answer)})
+        rows.append(kept | {"earned": earned, "parts": parts, "answer": answer and readable(answer), "failed": failed})
     return result(submission.student, lab, submission.sha256, seed, isolation, rows)
+
+
+def _grade_row(row: Mapping, submission: Submission, lab: str, setup: str, seed: int, isolation: str) -> list[dict]:
+    """Grade one exercise; what a busy machine may have cost is asked again alone, and then stands."""
+    if row["kind"] == "artifact":
+        artifact = next(artifact for artifact in artifacts(lab) if artifact.id == row["id"])
+        with TURNS.take(alone=False):
+            return grade_files(artifact, submission, seed)
+    if row["kind"] != "code":
+        return []
+    exercise = next(exercise for exercise in exercises(lab) if exercise.id == row["id"])
+    if problem := submission.problems.get(row["id"]):
+        return [_part(part, False, {"feedback": printable(problem)}) for part in exercise.parts]
+    try:
+        with TURNS.take(alone=False):
+            return grade_exercise(exercise, submission, setup, seed, isolation, last=False)
+    except (CrowdedError, SandboxError):
+        with TURNS.take(alone=True):
+            return grade_exercise(exercise, submission, setup, seed, isolation)
 
 
 def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows: Sequence[dict], problem=None) -> dict:
@@ -112,8 +157,14 @@ def version(lab: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed: int, isolation: str) -> list[dict]:
-    """Grade the parts of one exercise in a worker, and in a new one after each that died."""
+def grade_exercise(
+    exercise: Exercise, submission: Submission, setup: str, seed: int, isolation: str, *, last: bool = True
+) -> list[dict]:
+    """Grade the parts of one exercise in a worker, and in a new one after each that died.
+
+    Raises: CrowdedError where one died that had to wait for the machine, unless this is the last try; SandboxError
+        where one does not start.
+    """
     cells, graded, worker = submission.cells_for(exercise.id), [], None
     with ExitStack() as workers:
         for part in exercise.parts:
@@ -124,10 +175,14 @@ def grade_exercise(exercise: Exercise, submission: Submission, setup: str, seed:
                     workers.enter_context(worker)
                 case = exercise.case(part, seed, index)
                 answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
+                if not worker.alive and worker.crowded and not last:
+                    raise CrowdedError(exercise.id)
                 attempts.append(_attempt(exercise, case, answer, worker.cell_errors))
                 if exercise.seeded and index == 0 and attempts[-1].passed:
                     fresh = workers.enter_context(Worker(cells, setup=setup, isolation=isolation))
                     again = fresh.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
+                    if not fresh.alive and fresh.crowded and not last:
+                        raise CrowdedError(exercise.id)
                     attempts[-1] = _attempt(exercise, case, again, fresh.cell_errors)
                     if attempts[-1].passed and not exercise.repeats(answer.value, again.value):
                         attempts[-1] = Attempt(case, None, error="changed")
@@ -249,8 +304,12 @@ def grade_folder(
     """Grade every submission of a folder into out/auto/<student>.json, those that are new or have changed.
 
     A submission that can't be graded gets a result that says why; none stops the others, and what is written stays.
-    Returns: each result, as it is finished. Raises, before anything is written: as `find_submissions`.
+    Returns: each result, as it is finished. Raises, before anything is written: as `find_submissions`; ValueError for a
+        folder that workers see.
     """
+    for path in (folder, out):
+        if isolation == "bubblewrap" and (place := confine.shows(path)):
+            raise ValueError(f"{path} lies in {place}, where student code can read it: put it somewhere else")
     submissions = find_submissions(folder)
     return _grade_all(submissions, lab, manifest[lab], seed, out, isolation, jobs, progress)
 
@@ -299,14 +358,15 @@ def _grade_paths(
     done = _read_result(out / "auto" / f"{student}.json")
     wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
     if done and all(done.get(key) == value for key, value in wanted.items()):
-        return done
+        if not any(row.get("failed") for row in done["exercises"]):
+            return done
     return _write(grade_submission(submission, lab, entry, seed, isolation), out)
 
 
 def _nothing(student: str, lab: str, sha256: str, seed: int, isolation: str, entry: Mapping, why: str) -> dict:
     """The result of a submission that could not be graded at all."""
     rows = [
-        {key: row[key] for key in ("id", "kind", "points")} | {"earned": 0, "parts": [], "answer": None}
+        {key: row[key] for key in ("id", "kind", "points")} | {"earned": 0, "parts": [], "answer": None, "failed": None}
         for row in entry["exercises"]
     ]
     return result(student, lab, sha256, seed, isolation, rows, problem=why)

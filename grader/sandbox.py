@@ -3,14 +3,15 @@
     with Worker([("lab02.1", source)], isolation=best_isolation()) as worker:
         answer = worker.ask("call", "step_sizes", {"completion_ids": ids}, seconds=5.0)
 
-Three processes: the grader (here) → `supervisor.py` (trusted: another user, the watchdog, the end of all of it) →
-`worker.py` (sets its limits, then hostile from the first cell on), given what `confine.py` says. For Linux.
+Three processes: the grader (here) → `supervisor.py` (trusted: another user, control groups, the watchdog, the end of
+all of it) → `worker.py` (hostile from the first cell on), which sees what `confine.py` shows and can't undo what
+`restrain.py` has set. For Linux.
 
 - "bubblewrap": namespaces of its own for users, processes, network and mounts. Of the host it sees, read-only, the
-  interpreter, its libraries and a copy of three of our files; it writes to small tmpfs. Needs bubblewrap 0.8.
-- "reduced", where that does not work: another user if we are root, limits, the watchdog, a scrubbed environment. Code
-  can read what that user can, use the network and fill /tmp; if we are not root it is the grader's own user, and can
-  do whatever the grader can. It keeps accidents apart, not attacks, and the report says so.
+  interpreter, programs, libraries and a copy of a few of our files; it writes to small tmpfs. Needs bubblewrap 0.8.
+- "reduced", where that does not work: another user if we are root, limits, the filter of system calls, the watchdog, a
+  scrubbed environment. Code can read what that user can, use the network and fill /tmp; if we are not root it is the
+  grader's own user, and can do whatever the grader can. It keeps accidents apart, not attacks, and the report says so.
 """
 
 import contextlib
@@ -19,10 +20,12 @@ import glob
 import itertools
 import json
 import os
+import platform
 import secrets
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -39,7 +42,7 @@ class Limits:
     """What a worker may use."""
 
     memory: int = 2 << 30  # bytes, of all its processes together
-    processes: int = 64  # threads count
+    processes: int = 16  # threads count, and the sandbox's own first process
     files: int = 256  # open descriptors of a process
     disk: int = 64 << 20  # bytes of /tmp, of /dev/shm, and of any file
     load_seconds: float = 30.0  # to run the cells
@@ -81,6 +84,8 @@ class Worker:
         self._failure: Failure | None = None  # what ended the worker
         self.cell_errors: list[str] = []
         self.loaded = False  # the cells ran to their end, raising or not
+        self.crowded = False  # it was ended, and the machine may be to blame: others had the processors, or the memory
+        self.groups: list[str] = []  # control groups that it was in, known at its end
 
     @property
     def alive(self) -> bool:
@@ -163,7 +168,11 @@ class Worker:
             stack.callback(os.close, descriptor)
             os.set_blocking(descriptor, False)
         python = [confine.PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
-        command = [*python, "-c", confine.program(stage if bare else "/grader", ours, theirs, self._rlimits())]
+        command = [
+            *python,
+            "-c",
+            confine.program(stage if bare else "/grader", ours, theirs, self._rlimits(), not bare),
+        ]
         if not bare:
             command = [*confine.bubblewrap(stage, self._limits.disk), *command]
         plan = {
@@ -172,6 +181,7 @@ class Worker:
             "user": user,
             "needed": [stage, confine.BASE, *confine.SITES],
             "memory": self._limits.memory,
+            "disk": 2 * self._limits.disk,  # of /tmp and of /dev/shm
         }
         self._supervisor = subprocess.Popen(
             [*python, str(confine.HERE / "supervisor.py"), json.dumps(plan)],
@@ -192,7 +202,8 @@ class Worker:
         if self._supervisor.returncode is None:
             self._supervisor.terminate()
             with self._supervisor.stdout as pipe:
-                self._word = pipe.read().decode()
+                said = json.loads(pipe.read() or '{"why": "", "crowded": true, "groups": []}')  # it was killed itself
+            self._word, self.crowded, self.groups = said["why"], said["crowded"], said["groups"]
             self._supervisor.wait()
         return self._word
 
@@ -237,17 +248,44 @@ def _poll(descriptor: int, event: int, seconds: float) -> int:
 
 
 @functools.cache
+def _tried(isolation: str) -> tuple[str, list[str]]:
+    """Why a worker does not start here, empty if one does; and the control groups that it was in."""
+    worker = Worker([], isolation=isolation)
+    try:
+        with worker:
+            pass
+    except SandboxError as error:
+        return str(error), []
+    return "", worker.groups
+
+
 def bubblewrap_problem() -> str:
     """Why bubblewrap does not work here, from starting a worker in it once; empty if it does."""
+    if sys.platform != "linux":
+        return f"grading needs Linux, and this is {platform.system()}: use WSL 2, a virtual machine or another computer"
     if shutil.which("bwrap") is None:
         return "bubblewrap (bwrap) is not installed"
-    try:
-        with Worker([], isolation="bubblewrap"):
-            return ""
-    except SandboxError as error:
-        return str(error)
+    return _tried("bubblewrap")[0]
 
 
 def best_isolation() -> str:
-    """ "bubblewrap" where that works, else "reduced"."""
+    """ "bubblewrap" where that works, else "reduced"; "none" where not even that does, on other systems than Linux."""
+    if sys.platform != "linux":
+        return "none"
     return "reduced" if bubblewrap_problem() else "bubblewrap"
+
+
+def weaknesses() -> list[str]:
+    """What this machine's kernel does not do for the best isolation that works here, and what stands in its place."""
+    if (isolation := best_isolation()) == "none":
+        return [bubblewrap_problem()]
+    from grader.restrain import MACHINES  # of Linux alone
+
+    groups, found = _tried(isolation)[1], []
+    if "memory" not in groups:
+        found.append("no control group of memory, so what no process shows is judged by the whole machine's")
+    if "cpu" not in groups:
+        found.append("no control group of the processor, so workers slow each other and are asked again alone")
+    if platform.machine() not in MACHINES:
+        found.append(f"no filter of system calls for {platform.machine()}")
+    return found

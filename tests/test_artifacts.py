@@ -16,10 +16,11 @@ from safetensors.torch import load, save  # noqa: E402
 
 from grader import artifacts  # noqa: E402
 from grader.artifacts import CONFIG, METRICS, WEIGHTS, deviation, grade  # noqa: E402
+from grader.grade import grade_folder  # noqa: E402
 from grader.submission import SubmissionError, read_submission  # noqa: E402
 from minigrpo.llm.models import load_model  # noqa: E402
 
-SETTINGS = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]}
+SETTINGS = {"r": 2, "lora_alpha": 4, "target_modules": ["down_proj", "q_proj"]}
 HONEST = artifacts.FIXED | {"base_model_name_or_path": "tiny"} | SETTINGS
 
 
@@ -148,6 +149,42 @@ def test_gain_and_claims_score_by_themselves(before, after, claims, earned, cont
     parts = grade(contents | {METRICS: claims}, seed=1)
     assert [part["earned"] for part in parts] == earned
     assert all(bool(part["feedback"]) != part["passed"] for part in parts)
+
+
+def test_a_batch_is_graded_as_each_alone(contents, tmp_path, monkeypatch, capfd):
+    """Models are loaded for two submissions at a time: transformers can't, so the grader must not."""
+    monkeypatch.setitem(artifacts.BASES, "tiny", artifacts.Base(fresh=8, largest=None))
+    weak = contents | {METRICS: metrics(1.0, 1.0)}
+    expected = [sum(part["earned"] for part in grade(sent, seed=1)) for sent in (contents, weak)]
+    artifacts.base_accuracy.cache_clear()
+    for k in range(8):
+        folder = tmp_path / "in" / f"student{k}"
+        folder.mkdir(parents=True)
+        (folder / "lab.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+        for name, content in (contents, weak)[k % 2].items():
+            (folder / name).write_bytes(content)
+    rows = [{"id": "lab09.3", "kind": "artifact", "points": 6, "files": list(artifacts.FILES)}]
+    manifest = {"lab09": {"notebook": "lab.ipynb", "setup": "", "exercises": rows}}
+    capfd.readouterr()
+    found = grade_folder(tmp_path / "in", "lab09", manifest, 1, tmp_path / "out", "reduced", jobs=2, progress=False)
+    earned = {result["student"]: result["earned"] for result in found}
+    assert earned == {f"student{k}": expected[k % 2] for k in range(8)}
+    assert expected[0] >= 1
+    assert "Loading" not in capfd.readouterr().err
+    artifacts.base_accuracy.cache_clear()
+
+
+def test_an_adapter_can_be_read_by_whoever_reads_the_rest(contents, tmp_path):
+    kept = {f"weight.{name.replace('.weight', '.default.weight')}": x for name, x in load(contents[WEIGHTS]).items()}
+    settings = {"model": "tiny", "lora_rank": 2, "lora_alpha": 4}
+    (tmp_path / "manifest.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "checkpoint.safetensors").write_bytes(save(kept))
+    (tmp_path / METRICS).write_bytes(contents[METRICS])
+    artifacts.save_adapter(tmp_path, tmp_path / "adapter")
+    files = [tmp_path / "adapter" / name for name in artifacts.FILES]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
+    assert load(files[0].read_bytes()).keys() == load(contents[WEIGHTS]).keys()
+    assert json.loads(files[1].read_text()) == HONEST
 
 
 def test_the_deviation_is_that_of_two_shares():

@@ -8,6 +8,7 @@ beside it, still answers; after those on resources a fresh worker does too. Bubb
 import contextlib
 import json
 import os
+import platform
 import secrets
 import socket
 import subprocess
@@ -67,7 +68,7 @@ class Host:
         self.neighbour = neighbour
         self.token = "attack" + secrets.token_hex(8)
         self.place = place
-        environment, user = confine.environment, secrets.choice(confine.USERS)
+        environment, user = confine.environment, secrets.choice(range(61184, 65534))  # nobody's: no other grader's here
         monkeypatch.setattr(confine, "environment", lambda *args: environment(*args) | {"MARK": self.token})
         monkeypatch.setattr(confine, "USERS", [user])
         self.user = user
@@ -394,7 +395,10 @@ def test_nothing_to_read(host, monkeypatch):
             with suppress(OSError):
                 if os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(1): seen.append(path)
         numbers = [name for name in os.listdir("/proc") if name.isdigit()]
-        texts = [open(f"/proc/{n}/{name}", "rb").read() for n in numbers for name in ("environ", "cmdline")]
+        texts, shut = [open(f"/proc/{number}/cmdline", "rb").read() for number in numbers], []
+        for number in numbers:
+            try: texts.append(open(f"/proc/{number}/environ", "rb").read())
+            except PermissionError: shut.append(number)
         texts += [repr(value).encode() for value in gc.get_objects() if type(value) in (dict, list, tuple, str)]
         caller = sys._getframe()
         while caller:
@@ -407,14 +411,15 @@ def test_nothing_to_read(host, monkeypatch):
                 memory.seek(start)
                 texts.append(memory.read(end - start))
         found = {hit.decode() for text in texts for hit in re.findall(b"expected-[0-9a-f]{32}", text)}
-        names = [line.split("=")[0] for line in open("/proc/1/environ").read().split("\\0") if line]
-        return [seen, sorted(found), names]
+        names = [line.split("=")[0] for line in open("/proc/self/environ").read().split("\\0") if line]
+        return [seen, sorted(found), names, shut]
     """
-    seen, found, names = host.run(source, arguments={"paths": [str(p) for p in paths]}, seconds=100).value
+    seen, found, names, shut = host.run(source, arguments={"paths": [str(p) for p in paths]}, seconds=100).value
     assert secret == os.environ["GRADER_SEED"]
     assert seen == [p for p in seen if p == str(Path.home()) and os.listdir(p)]
     assert found == []
-    assert set(names) == set(confine.environment("/tmp", 1))
+    assert shut == ["1"]
+    assert set(names) - {"PWD"} == set(confine.environment("/tmp", 1))
 
 
 def test_nothing_of_a_submissions_folder_is_imported(host, monkeypatch):
@@ -463,6 +468,110 @@ def test_an_installed_copy_of_the_package(host, monkeypatch):
         return [os.listdir(f"{site}/{name}") for name in ("minigrpo", "grader")]
     """
     assert host.run(source, arguments={"site": str(host.place / "site")}) == Answer([[], []])
+
+
+KEYCTL = {"x86_64": (250, 248), "aarch64": (219, 217)}  # keyctl, add_key
+filtered = pytest.mark.skipif(platform.machine() not in KEYCTL, reason="the filter of system calls lacks this machine")
+
+
+@BOTH
+@filtered
+def test_the_keys_of_whoever_grades(host, isolation):
+    """A session keyring survives another user and another user namespace; Kerberos keeps tickets in it."""
+    keyctl, add_key = KEYCTL[platform.machine()]
+    script = f"""
+from tests.test_attacks import *
+import ctypes
+call = ctypes.CDLL(None).syscall
+if call({keyctl}, 1, b"{host.token}") < 0 or call({add_key}, b"user", b"{host.token}", b"secret", 6, -3) < 0:
+    sys.exit("no keys")
+source = '''
+import ctypes
+call = ctypes.CDLL(None).syscall
+def f():
+    done = [call({keyctl}, 10, -3, b"user", b"{host.token}", 0), call({add_key}, b"user", b"left", b"x", 1, -3)]
+    return [*done, call({keyctl}, 1, None), "{host.token}" in open("/proc/keys").read()]
+'''
+with Worker([("a", source)], isolation="{isolation}") as worker:
+    print(worker.ask("call", "f", {{}}, seconds=20))
+assert call({keyctl}, 10, -3, b"user", b"{host.token}", 0) > 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if done.stderr == "no keys\n":
+        pytest.skip("this kernel keeps no keys for us")
+    assert (done.stdout, done.stderr) == (f"{Answer([-1, -1, -1, False])}\n", "")
+
+
+@filtered
+def test_process_1_is_out_of_reach_and_as_bound_as_the_rest(host):
+    source = """
+    def f():
+        status = [open(f"/proc/{pid}/status").read() for pid in (1, os.getpid())]
+        filters = [text.split("Seccomp:")[1].split()[0] for text in status]
+        same = open("/proc/1/limits").read() == open("/proc/self/limits").read()
+        libc, opened = ctypes.CDLL(None, use_errno=True), []
+        for name in ("mem", "environ", "maps", "fd", "root", "cwd", "map_files"):
+            path = "/proc/1/" + name
+            with suppress(OSError): opened.append(os.listdir(path) if os.path.isdir(path) else open(path, "rb"))
+        place = (ctypes.c_size_t * 2)(ctypes.addressof(ctypes.create_string_buffer(8)), 8)
+        traced, read = libc.ptrace(0x4206, 1, 0, 0), libc.process_vm_readv(1, place, 1, place, 1, 0)
+        return [os.getpid() > 1, filters, same, len(opened), traced, read]
+    """
+    assert host.run(source) == Answer([True, ["2", "2"], True, 0, -1, -1])
+
+
+def test_the_orphaned_are_reaped(host):
+    source = """
+    def f():
+        for _ in range(40):
+            if os.fork() == 0:
+                if os.fork() == 0: time.sleep(0.02)
+                os._exit(0)
+            os.wait()
+            time.sleep(0.05)
+        return sum(name.isdigit() for name in os.listdir("/proc")) < 8
+    """
+    assert host.run(source, seconds=60) == Answer(True)
+
+
+@BOTH
+@filtered
+def test_refused_calls(host, isolation):
+    source = """
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    def f(numbers, clone, clone3):
+        said = []
+        for number, first in [*([n, 0] for n in numbers), [clone, 0x10000000 | 17], [clone3, 0], [463, 0], [1000, 0]]:
+            ctypes.set_errno(0)
+            said.append([call(number, ctypes.c_ulong(first), 0, 0, 0, 0), ctypes.get_errno()])
+        return said
+    """
+    from grader import restrain  # of Linux alone
+
+    at = list(restrain.MACHINES).index(platform.machine())
+    refused = [numbers[at] for calls in restrain.REFUSED.values() for numbers in calls.values()]
+    given = {"numbers": [n for n in refused if n is not None], "clone": (56, 220)[at], "clone3": 435}
+    said = host.run(source, arguments=given, isolation=isolation).value
+    assert said == [[-1, 1]] * (len(given["numbers"]) + 1) + [[-1, 38]] * 3  # EPERM; ENOSYS
+    assert len(said) > 50
+
+
+@BOTH
+@filtered
+def test_sockets_of_other_families(host, isolation):
+    """A socket of AF_VSOCK, 40, reaches the host of a virtual machine, whatever the network namespace."""
+    source = """
+    def f():
+        made = set()
+        for family in range(50):
+            for kind in (1, 2, 3, 5):
+                with suppress(OSError), socket.socket(family, kind): made.add(family)
+                with suppress(OSError):
+                    for end in socket.socketpair(family, kind): end.close(), made.add(family)
+        return sorted(made)
+    """
+    made = set(host.run(source, isolation=isolation).value)
+    assert {1} <= made <= {1, 2, 10, 16}
 
 
 # Resources.
@@ -521,15 +630,42 @@ def test_memory_that_grows_over_processes(host, isolation, each):
     host.still_works()
 
 
-def test_memory_that_is_nobodys(host):
+@BOTH
+def test_memory_that_is_nobodys(host, isolation):
     source = """
     libc = ctypes.CDLL(None, use_errno=True)
     def f(): return [libc.shmget(0, 1 << 30, 0o1600), libc.msgget(0, 0o1600)]
     def g(): os.memfd_create("a")
     """
-    calls, memfd = host.each(source, {"f": {}, "g": {}})
+    calls, memfd = host.each(source, {"f": {}, "g": {}}, isolation=isolation)
     assert calls == Answer([-1, -1])
     assert memfd.detail.startswith("PermissionError")
+
+
+UNSEEN = """
+def f(size, step):
+    kept = mmap.mmap(-1, size)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(kept))
+    for at in range(0, size, step):
+        kept[at : at + step] = b"1" * step
+        DROP
+    time.sleep(600)
+"""
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "drop",
+    [
+        "kept.madvise(mmap.MADV_DONTNEED, at, step)",
+        "ctypes.CDLL(None).munmap(ctypes.c_void_p(place + at), step - 4096)",  # a page keeps all that was written
+    ],
+    ids=["dropped from the page table", "no more mapped"],
+)
+def test_memory_that_no_process_shows(host, isolation, drop):
+    given, limits = {"size": 1200 << 20, "step": 40 << 20}, Limits(memory=768 << 20)
+    source = UNSEEN.replace("DROP", drop)
+    assert host.run(source, arguments=given, isolation=isolation, limits=limits, seconds=60) == Failure("memory")
 
 
 @BOTH
@@ -551,6 +687,28 @@ def test_fork_bomb(host, isolation):
     made = host.run(count, isolation=isolation, limits=Limits(processes=20, memory=64 << 30))
     assert 5 < made.value < 20
     host.still_works()
+
+
+@BOTH
+def test_busy_processes_get_one_processor_together(host, isolation):
+    source = """
+    def spent():
+        ticks = [open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[11:13] for pid in made]
+        return sum(int(count) for pair in ticks for count in pair) / os.sysconf("SC_CLK_TCK")
+    made = []
+    def f():
+        with suppress(OSError):
+            while len(made) < 100:
+                made.append(os.posix_spawn("/bin/sh", ["sh", "-c", "while :; do :; done"], {}, setsid=True))
+        start, before = time.monotonic(), spent()
+        time.sleep(3)
+        return [len(made), spent() - before, time.monotonic() - start]
+    """
+    made, spent, seconds = host.run(source, isolation=isolation).value
+    assert 8 <= made < LIMITS.processes
+    assert host.worker.crowded  # most of them had to wait, by their own doing
+    if "cpu" in host.worker.groups:
+        assert spent < 1.2 * seconds
 
 
 def test_threads_are_limited(host):
@@ -663,25 +821,50 @@ def test_controls(host, isolation):
     assert (outcome.value["shape"], outcome.value["none"]) == ([2, 3], None)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
-@BOTH
-def test_a_grader_that_is_not_root(host, isolation):
-    """The supervisor makes the way for another user, who then grades."""
-    script = f"""
+@pytest.fixture
+def other_user(host):
+    """Runs a script as a grader who is not root: the supervisor makes the way, and nobody gives it control groups."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become somebody else")
+
+    def run(script: str) -> subprocess.CompletedProcess:
+        script = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}]; sys.path += {confine.SITES!r}
 import os
 from grader import confine
-from grader.sandbox import Answer, Worker
+from grader.sandbox import Answer, Failure, Limits, Worker
 confine.SITES = {confine.SITES!r}
+{script}"""
+        plan = {"command": [confine.PYTHON, "-I", "-S", "-B", "-c", script], "user": host.user, "memory": 4 << 30}
+        plan["needed"] = [str(ROOT), confine.BASE, *confine.SITES]
+        command = [confine.PYTHON, "-I", str(ROOT / "grader/supervisor.py"), json.dumps(plan)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=confine.environment("/tmp", 1))
+        assert json.loads(done.stdout)["why"] == "exit"
+        host.untouched()
+        return done
+
+    return run
+
+
+@BOTH
+def test_a_grader_that_is_not_root(other_user, host, isolation):
+    done = other_user(f"""
 source = "def f(): import os; return os.getuid()\\ndef g(): os._exit(0)"
 with Worker([("a", source)], isolation="{isolation}") as worker:
     assert worker.ask("call", "f", {{}}, seconds=20) == Answer(os.getuid()), worker.cell_errors
     assert worker.ask("call", "g", {{}}, seconds=20).kind == "error"
     os.write(2, b"as %d" % os.getuid())
-"""
-    plan = {"command": [confine.PYTHON, "-I", "-S", "-B", "-c", script], "user": host.user, "memory": 4 << 30}
-    plan["needed"] = [str(ROOT), confine.BASE, *confine.SITES]
-    command = [confine.PYTHON, "-I", str(ROOT / "grader/supervisor.py"), json.dumps(plan)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=confine.environment("/tmp", 1))
-    assert (done.stdout, done.stderr) == ("exit", f"as {host.user}")
-    host.untouched()
+""")
+    assert done.stderr == f"as {host.user}"
+
+
+@BOTH
+def test_memory_that_no_process_shows_without_control_groups(other_user, isolation):
+    """The machine's shared memory tells; whose it is can't be known, so it may be asked again alone."""
+    source = "import ctypes, mmap, time\n" + UNSEEN.replace("DROP", "kept.madvise(mmap.MADV_DONTNEED, at, step)")
+    done = other_user(f"""
+with Worker([("a", {source!r})], isolation="{isolation}", limits=Limits(memory=768 << 20)) as worker:
+    said = worker.ask("call", "f", {{"size": 1200 << 20, "step": 40 << 20}}, seconds=60)
+    os.write(2, repr((said, worker.groups, worker.crowded)).encode())
+""")
+    assert done.stderr == repr((Failure("memory"), [], True))

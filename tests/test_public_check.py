@@ -240,6 +240,7 @@ def test_a_judge_that_raises_costs_its_part_alone(monkeypatch):
 
     class Submission:
         cells_for = staticmethod(lambda ident: [])
+        left_out = staticmethod(lambda ident: [])
 
     parts = grade.grade_exercise(replace(exercise, judge=judge), Submission, "", 5, "reduced")
     assert [part["earned"] for part in parts] == [2, 0, 1]
