@@ -188,7 +188,7 @@ def draw_machine(success: tuple[float, float], rows: float | None = None, comple
     def draw(rng: np.random.Generator) -> Case:
         tokens, mb = int(rng.integers(8, 40)) * 16, round(float(rng.uniform(0.2, 2.0)), 2)
         held = rows or float(rng.choice([8, 16]) * rng.uniform(0.985, 0.995))
-        model_gb = round(_gb(1, tokens, mb) * held * float(rng.uniform(1.6, 3.0)), 2)  # rows that don't fit beside it
+        model_gb = round(_gb(1, tokens, mb) * held * float(rng.uniform(1.2, 1.8)), 2)  # if forgotten, more rows fit
         chance = round(float(rng.uniform(*success)), 3)
         return {
             "completions": int(rng.choice(completions)),
@@ -302,7 +302,7 @@ EXERCISES = (
             Part(
                 "an ordinary task",
                 1,
-                draw_machine((0.2, 0.8)),
+                draw_machine((0.55, 0.8)),
                 "take the smallest group and the largest micro-batch that the rules allow, both divisors.",
                 examples=(WORKED_MACHINE,),
             ),
