@@ -414,6 +414,15 @@ def test_a_run_that_is_damaged(damage, whole_run, tmp_path, capsys):
         assert f"{run / name}{words}" in mistake(["eval", "--run", run], capsys)
 
 
+@pytest.mark.parametrize(("name", "value"), [("model", 5), ("updates", "six"), ("scale", "z"), ("colour", "red")])
+def test_eval_of_a_run_with_other_settings(name, value, whole_run, tmp_path, capsys):
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    edit(run / MANIFEST, settings=json.loads((run / MANIFEST).read_text())["settings"] | {name: value})
+    found = mistake(["eval", "--run", run], capsys)
+    assert f"{run / MANIFEST} holds no settings of this version of minigrpo: " in found
+    assert name in found
+
+
 def test_rows_after_the_checkpoint_may_be_cut(whole_run, tmp_path):
     """They are made again: a run that was killed while it wrote."""
     run = shutil.copytree(whole_run, tmp_path / "run")

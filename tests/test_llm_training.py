@@ -291,7 +291,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
     train(QUICK, tmp_path, progress=False)
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["settings"]["update"], manifest["costs"]
+    del manifest["settings"]["update"], manifest["costs"], manifest["date"], manifest["found"]
     path.write_text(json.dumps(manifest))
     assert train(QUICK, tmp_path, resume=True, progress=False)
     with pytest.raises(ValueError, match="update 'auto', not 'packed'"):
@@ -473,6 +473,14 @@ def test_presets_are_settings_with_their_needs():
         ({"dtype": "int8"}, "dtype must be one of bfloat16, float32, got 'int8'"),
         ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
         ({"beta": -1.0}, "beta must be 0 or above, got -1.0"),
+        ({"model": 5}, "model must be a text, got 5"),
+        ({"task": None}, "task must be a text, got None"),
+        ({"updates": "six"}, "updates must be a whole number, got 'six'"),
+        ({"prompts": 2.0}, "prompts must be a whole number, got 2.0"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing must be true or false, got 1"),
+        ({"learning_rate": [1e-4]}, r"learning_rate must be a number, got \[0.0001\]"),
+        ({"epsilon": "0.2"}, "epsilon must be a number or None, got '0.2'"),
     ],
 )
 def test_bad_settings(changes, words):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from minigrpo.checks import check_choice, check_loss_options
@@ -11,6 +11,13 @@ from minigrpo.objectives import OBJECTIVES, SCALES
 
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("default", "sdpa", "eager", "flex_attention")
+KINDS = {  # by the annotations of the fields
+    "str": (str, "a text"),
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+    "float | None": (int | float | None, "a number or None"),
+}
 UPDATES = ("auto", "padded", "shared", "packed")
 
 
@@ -55,7 +62,11 @@ class Settings:
     seed: int = setting(0, "of the order of the problems, the samples and the adapters")
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range with a ValueError that names the field."""
+        """Refuse settings of another kind or out of range with a ValueError that names the field."""
+        for own in fields(self):
+            value, (kind, words) = getattr(self, own.name), KINDS[own.type]
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                raise ValueError(f"{own.name} must be {words}, got {value!r}")
         choices = {
             "objective": OBJECTIVES,
             "scale": SCALES,
