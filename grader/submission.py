@@ -261,8 +261,8 @@ def _cells(content: bytes) -> list[_RawCell]:
 
 def _refuse_other_lab(cells: Sequence[_RawCell], entry: Mapping) -> None:
     labs = {cell.exercise.partition(".")[0] for cell in cells if cell.exercise}
-    wanted = entry["exercises"][0]["id"].partition(".")[0]
-    if (others := sorted(lab for lab in labs if re.fullmatch(r"lab\d\d", lab))) and wanted not in others:
+    wanted = {row["id"].partition(".")[0] for row in entry["exercises"]}
+    if (others := sorted(lab for lab in labs if re.fullmatch(r"lab\d\d", lab))) and not wanted & set(others):
         raise SubmissionError(f"this is {others[0]}'s notebook: hand in {entry['notebook']}")
 
 
