@@ -85,7 +85,7 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
 
 
 def environment(home: str, threads: int) -> dict[str, str]:
-    """All the environment there is: bubblewrap gets it too, as /proc/1/environ shows bubblewrap's."""
+    """All the environment there is: bubblewrap gets no other, so it has none to hand on."""
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
     fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "student", "MPLBACKEND": "Agg"}
     return fixed | {f"{library}_NUM_THREADS": str(threads) for library in libraries}
