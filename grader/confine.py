@@ -38,13 +38,15 @@ def fill(stage: Path, user: int | None) -> Path:
 def program(place: str, requests: int, answers: int, rlimits: dict[str, int], first: bool) -> str:
     """What the interpreter in the sandbox is told to run; `first` where it is process 1 there."""
     path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
-    alone = f"from grader import restrain; restrain.restrain({rlimits!r}); {first} and restrain.stand_first()"
-    return f"{path}\n{alone}\nfrom grader.worker import main; main({requests}, {answers})"
+    bound = f"from grader import restrain; restrain.restrain({rlimits!r})" + "; restrain.stand_first()" * first
+    return f"{path}\n{bound}\nfrom grader.worker import main; main({requests}, {answers})"
 
 
 def shown() -> list[str]:
     """The folders of the host that the sandbox shows: programs, the interpreter, its libraries, installed packages."""
-    folders = [f"{root}/{name}" for root in ("/usr", "", BASE) for name in ("bin", "lib", "lib32", "lib64")]
+    folders = [
+        f"{root}/{name}" for root in ("/usr", "/usr/local", "", BASE) for name in ("bin", "lib", "lib32", "lib64")
+    ]
     return [folder for folder in dict.fromkeys([*folders, *SITES]) if os.path.isdir(folder)]
 
 
@@ -83,7 +85,7 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
 
 
 def environment(home: str, threads: int) -> dict[str, str]:
-    """All the environment there is: bubblewrap gets it too, as /proc/1/environ shows bubblewrap's."""
+    """All the environment there is: bubblewrap gets no other, so it has none to hand on."""
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
     fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "student", "MPLBACKEND": "Agg"}
     return fixed | {f"{library}_NUM_THREADS": str(threads) for library in libraries}

@@ -33,7 +33,7 @@ SUBREAPER = 36
 KEYCTL, JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 WAITED = {signal.SIGCHLD, signal.SIGTERM}
 PERIOD = 100_000  # microseconds, of which the tree gets as many of processor time: one core
-CROWDED = 1.0  # seconds for which a tree was ready to run and had no processor
+CROWDED = 2.0  # seconds for which a tree was ready to run and had no processor
 
 
 def main(

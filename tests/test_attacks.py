@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -468,6 +469,24 @@ def test_an_installed_copy_of_the_package(host, monkeypatch):
         return [os.listdir(f"{site}/{name}") for name in ("minigrpo", "grader")]
     """
     assert host.run(source, arguments={"site": str(host.place / "site")}) == Answer([[], []])
+
+
+def test_this_repository_in_a_folder_that_is_shown(host, monkeypatch):
+    course = host.place / "site" / "course"
+    shutil.copytree(confine.HERE, course / "grader", ignore=shutil.ignore_patterns("__pycache__"))
+    (course / "solutions").mkdir()
+    packages = course / ".venv" / "packages"
+    packages.mkdir(parents=True)
+    (packages / "library.py").write_text("")
+    monkeypatch.setattr(confine, "HERE", course / "grader")
+    monkeypatch.setattr(confine, "SITES", [*confine.SITES, str(host.place / "site"), str(packages)])
+    source = """
+    def f(course):
+        import library
+        with suppress(OSError): open(course + "/TOKEN", "w")
+        return os.listdir(course)
+    """
+    assert host.run(source, arguments={"course": str(course)}) == Answer([".venv"])
 
 
 KEYCTL = {"x86_64": (250, 248), "aarch64": (219, 217)}  # keyctl, add_key
