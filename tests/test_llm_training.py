@@ -409,7 +409,7 @@ def test_log_probs_of_training_that_are_not_those_of_sampling(tmp_path, monkeypa
     first, last = read_metrics(tmp_path / "wrong")
     assert last["warnings"] == []  # no pass
     (warning,) = first["warnings"]
-    assert "the log-probs of sampling and of training differ by 0.05 nats a token before the first step" in warning
+    assert "the log-probs of sampling and of training differ by 0.05 nats a token under the same weights" in warning
     assert f"update 0: {warning}" in capsys.readouterr().out
     assert abs(first["ratio"] - 1) < 0.02
     train(dataclasses.replace(settings, lora_rank=2, lora_dropout=0.1), tmp_path / "dropout", progress=False)

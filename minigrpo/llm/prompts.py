@@ -37,7 +37,10 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], s
     try:
         return [
             tokenizer.apply_chat_template(
-                [*opening, {"role": "user", "content": before + prompt}], add_generation_prompt=True, return_dict=False
+                [*opening, {"role": "user", "content": before + prompt}],
+                add_generation_prompt=True,
+                return_dict=False,
+                tokenizer_kwargs={"verbose": False},  # `check_prompts` says it better where one is too long
             )
             for prompt in prompts
         ]
