@@ -3,7 +3,8 @@
 import os
 import sys
 
-from grader.cli import INTERRUPTED, main
+from grader.cli import main
+from minigrpo.commands import INTERRUPTED
 
 if __name__ == "__main__":
     status = main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import secrets
 import sys
@@ -15,28 +14,19 @@ import torch
 from grader.feedback import check_folder, final_grades, left_out, rubrics, set_mark, write_manual, write_run
 from grader.grade import grade_folder, grade_submission, load_manifest, readable
 from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
+from minigrpo.commands import run
 from minigrpo.files import check_writable, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 LABS, SOLUTIONS = Path("labs"), Path("solutions")  # of the course's folder, where instructors work
-INTERRUPTED = 130  # by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a verification that failed, 2 for a user's mistake, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a student's letters shows their numbers
-            stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     torch.set_num_threads(1)  # tensors of a case are too small for more
-    try:
-        return arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"grader {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"grader {arguments.command}: interrupted; what is written stays, run it again to go on", file=sys.stderr)
-        return INTERRUPTED
+    left = "interrupted; what is written stays, run it again to go on"
+    return run(arguments, arguments.run, "grader", left)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,10 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m grader", description="Check, hand in and grade the labs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         style = argparse.ArgumentDefaultsHelpFormatter
         sub = commands.add_parser(name, help=text, description=text, formatter_class=style)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=call)
         return sub
 
     sub = command("check", run_check, "run the public cases of a lab on your notebook")

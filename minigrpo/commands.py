@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace, call: Callable[[argparse.Namespace], int]
     name = f"{program} {arguments.command}"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's own takes every letter
-            stream.reconfigure(errors="replace")  # one that has no λ shows ? for it
+            stream.reconfigure(errors="backslashreplace")  # one that lacks a letter shows its number
     try:
         return call(arguments)
     except ModuleNotFoundError as error:

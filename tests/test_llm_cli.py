@@ -481,3 +481,17 @@ def test_every_setting_is_an_option_with_its_line(capsys):
     text = capsys.readouterr().out
     for name in Settings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "threads"), [("tiny", [], [1]), ("tiny", ["--threads", 3], [3]), ("smollm2-135m", [], [])]
+)
+def test_tiny_takes_one_thread_unless_asked_otherwise(monkeypatch, tmp_path, model, asked, threads):
+    def train(*_, **__):
+        raise ValueError("enough")
+
+    taken = []
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    assert llm("train", "--model", model, "--out", tmp_path / "run", *asked) == 2
+    assert taken == threads

@@ -20,6 +20,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from minigrpo.checks import check_choice
+from minigrpo.commands import run
 from minigrpo.files import check_writable, write_json
 from minigrpo.llm.rewards import boxed, math_equal
 from minigrpo.llm.tasks import Row, Task, check_golds, hub_rows, json_lines, texts_of
@@ -157,13 +158,9 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 after one sentence for a user's mistake."""
+    """Run one command; return 0, 2 after one sentence for a user's mistake, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"minigrpo.llm.benchmarks {arguments.command}: {error}", file=sys.stderr)
-        return 2
+    return run(arguments, arguments.run, "minigrpo.llm.benchmarks", "interrupted; nothing is written")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
+from minigrpo.commands import INTERRUPTED, run
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.objectives import OBJECTIVES
@@ -18,16 +21,13 @@ from minigrpo.objectives import OBJECTIVES
 def main(argv: Sequence[str]) -> int:
     """Run one command; return 0, 1 for a theorem that failed, 2 for a user's mistake (one sentence), 130 for Ctrl-C."""
     arguments = build_parser().parse_args(argv)
-    try:
-        if arguments.json:
-            check_writable(arguments.json)
-        return arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"minigrpo llm {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"minigrpo llm {arguments.command}: interrupted; finished runs are kept", file=sys.stderr)
-        return 130
+    return run(arguments, _checked, "minigrpo llm", "interrupted; finished runs are kept")
+
+
+def _checked(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        check_writable(arguments.json)
+    return arguments.run(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m minigrpo llm", description="The objectives on language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    def command(name: str, call: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=call)
         sub.set_defaults(json=None)
         if name != "plot":
             sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
@@ -91,6 +91,7 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = (), wit
     lines = [f"  {name:<13}{preset.needs}" for name, preset in PRESETS.items()]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join(["presets, with what they need; the defaults in brackets are those of cpu:", *lines])
+    parser.add_argument("--threads", type=int, help="torch's threads; default: 1 for tiny, else torch's own number")
     parser.add_argument("--preset", choices=PRESETS, help="where settings that are not given come from (default cpu)")
     kinds = get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
@@ -102,6 +103,14 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = (), wit
         else:
             kind = kinds[field.name] if isinstance(kinds[field.name], type) else float
             parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=text)
+
+
+def _set_threads(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Take the threads that were asked for, else one for tiny; larger models are quicker with all of torch's own."""
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+    if arguments.threads is not None or settings.model == "tiny":
+        torch.set_num_threads(arguments.threads or 1)
 
 
 def _settings(arguments: argparse.Namespace, preset: Settings | None = None) -> Settings:
@@ -121,6 +130,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.training import train
 
     settings = _settings(arguments)
+    _set_threads(arguments, settings)
     finished = train(settings, arguments.out, resume=arguments.resume, progress=_progress(arguments))
     rows = read_metrics(arguments.out)
     result = summary(rows)
@@ -132,7 +142,7 @@ def _train(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, result | {"rows": rows, "finished": finished})
     if not finished:
         print("stopped early: go on with the same command and --resume", file=sys.stderr)
-    return 0 if finished else 130
+    return 0 if finished else INTERRUPTED
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -148,6 +158,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             f"--run {arguments.folder} has a model and settings of its own: leave out --model and --preset"
         )
     settings = _settings(arguments, read_settings(arguments.folder) if arguments.folder else None)
+    _set_threads(arguments, settings)
     heat = arguments.heat
     if heat is None:
         heat = 0.0 if arguments.samples == 1 else settings.temperature
@@ -189,6 +200,7 @@ def _theorem(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.experiments import TOLERANCE, theorem
 
     settings = _settings(arguments)
+    _set_threads(arguments, settings)
     rows, other, tree = theorem(settings)
     print(f"{tree}\n")
     (row,) = rows
@@ -225,6 +237,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from minigrpo.text import compare_text, differences_text
 
     settings = _settings(arguments)
+    _set_threads(arguments, settings)
     if arguments.csv:
         check_writable(arguments.csv)
     rates = arguments.learning_rates or [settings.learning_rate]
@@ -260,7 +273,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows = [{name: value for name, value in run.items() if name != "curve"} for run in runs]
         write_json(arguments.json, {"rows": rows, "differences": compared, "finished": finished})
-    return 0 if finished else 130
+    return 0 if finished else INTERRUPTED
 
 
 def _plot(arguments: argparse.Namespace) -> int:
