@@ -109,13 +109,15 @@ def test_found_in_plain_lines(loaded):
         "a completion ends at <eos> (1), or after 24 tokens",
         "chat template: no system prompt, no date",
         f"prompts: at most {longest} tokens, with max_new_tokens {longest + 24}; the context is 128",
+        f"right answers: {task.golds_checked} checked, each matches",
         "updates: padded, as asked",
     ]
     loaded.tokenizer.chat_template = "{{ strftime_now('%d') }}" + USER
-    task = dataclasses.replace(task, system_prompt="2+2=4")
+    task = dataclasses.replace(task, system_prompt="2+2=4", golds_checked=9, unequal_golds=("x", "y"))
     lines = found_lines(found(fix_date(loaded, DAY), task, Settings(), longest))
     assert lines[2] == (
         "chat template: the system prompt stands before the user's text, as the template has no place for it, "
         "today is 2026-07-26"
     )
-    assert len(lines) == 4
+    assert lines[4] == "right answers: 9 checked, 2 that no completion can match"
+    assert len(lines) == 5

@@ -30,6 +30,8 @@ def found(loaded: LoadedModel, task: Task, settings: Settings, longest: int) -> 
         "longest_prompt": longest,
         "max_new_tokens": settings.max_new_tokens,
         "context": int(context) if context < float("inf") else None,
+        "golds_checked": task.golds_checked,
+        "unequal_golds": len(task.unequal_golds),
     }
 
 
@@ -39,11 +41,16 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
     date = facts["template_date"]
     needed = facts["longest_prompt"] + facts["max_new_tokens"]
     room = "no limit" if facts["context"] is None else facts["context"]
+    golds = "not checked, as the task has no text for them"
+    if facts["golds_checked"]:
+        bad = facts["unequal_golds"]
+        golds = f"{facts['golds_checked']} checked, " + (f"{bad} that no completion can match" if bad else "each matches")
     lines = [
         f"model: {facts['source']}, {facts['parameters'] / 1e6:.3g} million parameters, {facts['device']}, "
         f"{facts['dtype']}",
         f"a completion ends at {ends}, or after {facts['max_new_tokens']} tokens",
         f"chat template: {facts['system_prompt']}" + (f", today is {date}" if date else ", no date"),
         f"prompts: at most {facts['longest_prompt']} tokens, with max_new_tokens {needed}; the context is {room}",
+        f"right answers: {golds}",
     ]
     return lines + ([f"updates: {facts['updates']}"] if "updates" in facts else [])
