@@ -44,7 +44,8 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
     golds = "not checked, as the task has no text for them"
     if facts["golds_checked"]:
         bad = facts["unequal_golds"]
-        golds = f"{facts['golds_checked']} checked, " + (f"{bad} that no completion can match" if bad else "each matches")
+        matched = f"{bad} that no completion can match" if bad else "each matches"
+        golds = f"{facts['golds_checked']} checked, {matched}"
     lines = [
         f"model: {facts['source']}, {facts['parameters'] / 1e6:.3g} million parameters, {facts['device']}, "
         f"{facts['dtype']}",
