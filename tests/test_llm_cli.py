@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minigrpo.cli import main
-from minigrpo.llm import cli, training
+from minigrpo.llm import training
 from minigrpo.llm.experiments import read_metrics
 from minigrpo.llm.models import TINY, load_model
 from minigrpo.llm.settings import PRESETS, Settings
@@ -197,7 +198,9 @@ def test_what_was_found_is_said_in_a_terminal(tmp_path, capsys, monkeypatch):
     """And only there; the manifest has it always."""
     assert llm("train", *QUICK, "--out", tmp_path / "silent") == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(cli, "_progress", lambda arguments: True)
+    assert training.train(Settings(updates=1, eval_size=4), tmp_path / "notebook", progress=True)
+    assert "a completion ends at" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert llm("train", *QUICK, "--out", tmp_path / "shown") == 0
     shown = capsys.readouterr().err
     assert llm("eval", "--eval-size", 10, "--json", tmp_path / "eval.json") == 0

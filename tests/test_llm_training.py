@@ -377,7 +377,7 @@ def test_a_run_keeps_its_date(tmp_path, monkeypatch):
             return cls(2026, 7, cls.number)
 
     monkeypatch.setattr(training.datetime, "date", Day)
-    settings = dataclasses.replace(QUICK, model=str(model), temperature=2.0)
+    settings = dataclasses.replace(QUICK, model=str(model), temperature=2.0, updates=2, eval_size=4)
     train(settings, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_signals", lambda: contextlib.nullcontext([signal.SIGTERM]))

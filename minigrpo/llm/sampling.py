@@ -186,7 +186,8 @@ def context_of(model: nn.Module) -> tuple[float, str]:
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer
-    switches = [part["original_max_position_embeddings"] for part in ropes if part.get("rope_type") == "longrope"]
+    switched = [part for part in ropes if part.get("rope_type") == "longrope"]
+    switches = [part.get("original_max_position_embeddings", math.inf) for part in switched]
     context = getattr(config, "max_position_embeddings", None) or math.inf
     if min(switches, default=math.inf) < context:
         return min(switches), f"the {min(switches)} tokens up to which the model's longrope keeps its factors"
