@@ -51,7 +51,7 @@ def check_writable(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise OSError(f"{path} can't be written: {error.strerror}") from error
+        raise type(error)(f"{path} can't be written: {error.strerror}") from error
 
 
 def check_regular(path: Path) -> None:

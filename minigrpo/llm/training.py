@@ -501,8 +501,8 @@ def manifest(settings: Settings, loaded: LoadedModel, costs: Costs, date: dateti
         "date": date.isoformat(),
         "git_revision": revision or None,
         "versions": {"python": platform.python_version()}
-        | {"minigrpo": __version__}
-        | {name: version(name) for name in ("torch", "transformers", "datasets")},
+        | {"minigrpo": __version__, "torch": str(torch.__version__)}
+        | {name: version(name) for name in ("transformers", "datasets")},
     }
 
 
