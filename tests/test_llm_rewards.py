@@ -160,11 +160,11 @@ def test_exact_number_refuses_an_answer_that_is_no_number(answer):
 
 
 def test_exact_number_is_quick_on_long_texts():
-    started = time.perf_counter()
+    started = time.process_time()
     parts = ("1", "1,", "1,111", "-", "1e", "$", ".", " 111", "= - ", "{,}\\!")
     for text in (part * (2 * 10**5 // len(part)) for part in parts):
         exact_number(text, "27")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
