@@ -50,7 +50,7 @@ def test_demo(installed, tmp_path):
     assert "GRPO = PRM" in printed
     report = (tmp_path / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
     assert report.count("<img") + report.count("<svg") >= 3
-    assert json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))["finished"]
+    assert set(json.loads((tmp_path / "demo.json").read_text(encoding="utf-8"))) >= {"theorem", "rows"}
 
 
 def test_a_language_model_learns(installed, tmp_path):
