@@ -94,7 +94,7 @@ venv:
 	@echo "Installing what the tests need (log in .venv/install.log)"
 	@$(call install,-e ".[dev]")
 	@( $(call install,-e ".[gym]") ) 2>/dev/null \
-	  || echo "minigrpo: reasoning-gym is left out, and tests of its tasks are skipped: pip can't build its pycosat here"
+	  || echo "minigrpo: reasoning-gym can't be installed, which takes a C compiler; tests of its tasks are skipped"
 	@touch $@
 
 .venv/.installed-site: .venv/.installed

@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace, call: Callable[[argparse.Namespace], int]
         missing = (error.name or "").partition(".")[0]
         if not missing or missing in OURS:
             raise  # no package that one could install
-        print(f"{name}: the package {missing} is missing: pip install 'minigrpo[plots,llm,notebooks]'", file=sys.stderr)
+        advice = "pip install 'minigrpo[plots,llm,notebooks]' brings what the commands need"
+        print(f"{name}: the package {missing} is missing; {advice}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)

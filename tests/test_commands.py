@@ -25,7 +25,8 @@ def fails(error):
         (
             ModuleNotFoundError("No module named 'matplotlib.pyplot'", name="matplotlib.pyplot"),
             2,
-            "minigrpo walk: the package matplotlib is missing: pip install 'minigrpo[plots,llm,notebooks]'\n",
+            "minigrpo walk: the package matplotlib is missing; "
+            "pip install 'minigrpo[plots,llm,notebooks]' brings what the commands need\n",
         ),
         (KeyboardInterrupt(), 130, "minigrpo walk: nothing is lost\n"),
     ],

@@ -51,6 +51,9 @@ ENDS_IN = [
     ("12 and 345", "345"),
     ("2020 300", "300"),
     ("3.14 159", "159"),
+    ("They bought 12 100-dollar bills", "100"),
+    ("room 5 200", "200"),
+    ("1 2 345", "345"),
     ("12\n345", "345"),
     ("1,234 567", "567"),
     ("1{,}23", "23"),
@@ -104,7 +107,7 @@ def wide(number):
     return number.translate(str.maketrans("0123456789.-", "０１２３４５６７８９．－"))
 
 
-GAPS = [",", "{,}", ",\\!", "{,}\\!", "\\,", "\\;", "\\:", "\\ ", "~", " ", "\u2009", "\u202f", "\u00a0", "'", "’"]
+GAPS = [",", "{,}", ",\\!", "{,}\\!", "\\,", "\\;", "\\:", "\\ ", "~", "\u2009", "\u202f", "\u00a0", "'", "’"]
 WAYS = {f"gap {gap!r}": apart(gap) for gap in GAPS}
 WAYS |= {f"coin {coin}": signed(coin) for coin in ("\\$", "€", "£", "¥", "₹", "€ ")}
 WAYS |= {f"sign {sign}": minus(sign) for sign in "−–‑－"}
@@ -130,6 +133,13 @@ def test_every_way_to_write_a_number_can_be_the_answer(way):
         assert found == [1.0, 1.0, 0.0, 0.0], text
         if "km" not in text and "apples" not in text and "x" not in text:
             assert parse_number(text) == Decimal(number), text
+
+
+def test_a_common_space_sets_digits_apart_where_nothing_else_stands():
+    read = [parse_number(text) for text in ("1 234 567", "-10 080", "1 234.5", "12 34")]
+    assert read == [Decimal("1234567"), Decimal("-10080"), Decimal("1234.5"), None]
+    assert math_equal("\\boxed{1234567}", "1 234 567") == 1.0
+    assert math_equal("\\boxed{567}", "1 234 567") == 0.0
 
 
 @pytest.mark.parametrize("answer", ["18.", "\\$18", "$18", "**18**", "`18`", " 18 ", "18€."])

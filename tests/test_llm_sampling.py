@@ -221,17 +221,17 @@ LONGROPE |= {"original_max_position_embeddings": 16}
 
 
 def test_context_of_a_model():
-    assert context_of(llama(max_position_embeddings=64)) == (64, "the model's context of 64")
-    assert context_of(llama(max_position_embeddings=64, rope_parameters=LONGROPE))[0] == 16
-    assert context_of(llama(max_position_embeddings=8, rope_parameters=LONGROPE))[0] == 8
+    assert context_of(llama(max_position_embeddings=64).config) == (64, "the model's context of 64")
+    assert context_of(llama(max_position_embeddings=64, rope_parameters=LONGROPE).config)[0] == 16
+    assert context_of(llama(max_position_embeddings=8, rope_parameters=LONGROPE).config)[0] == 8
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    assert context_of(llama(max_position_embeddings=64, rope_parameters=dynamic))[0] == 64
+    assert context_of(llama(max_position_embeddings=64, rope_parameters=dynamic).config)[0] == 64
     bloom = BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=16, n_layer=1, n_head=2))
-    assert context_of(bloom)[0] == math.inf
+    assert context_of(bloom.config)[0] == math.inf
     text = dict(SIZES, num_key_value_heads=1, head_dim=8, max_position_embeddings=32)
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     both = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
-    assert context_of(both)[0] == 32
+    assert context_of(both.config)[0] == 32
 
 
 def test_longrope_up_to_its_switch():

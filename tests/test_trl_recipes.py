@@ -125,25 +125,30 @@ def test_a_prompt_that_leaves_no_room_is_named_before_a_model_is_loaded(tmp_path
     model, long = saved_model(tmp_path), "1+" * 60 + "1="
     task = problems(tmp_path, "1+1=", "2+2=", long, "3-1=", "0+2=", "5-3=", "9-7=", "8-6=")
     line = refused(capsys, tmp_path, model, task, "all_problems=true")
-    assert line == (
-        f"train.py: the prompt {long[:40]!r}… of 124 tokens and max_completion_length 24 must fit into the 128 tokens "
-        "of the model's context: shorten one of them"
+    said = (
+        r"train\.py: problem [1-8] \('1\+1\+.*….*\+1='\): prompt of 124 tokens and max_completion_length 24 must fit "
+        r"into the model's context of 128: shorten one of them"
     )
+    assert re.fullmatch(said, line)
+
+
+def test_a_prompt_that_is_too_long_is_not_named_by_the_systems_words(tmp_path, capsys):
+    model, long = saved_model(tmp_path, template=REFUSES + EACH), "1+" * 60 + "1="
+    task = problems(tmp_path, "1+1=", "2+2=", long, "3-1=", "0+2=", "5-3=", "9-7=", "8-6=")
+    line = refused(capsys, tmp_path, model, task, "all_problems=true", "system_prompt=2+2=4")
+    assert "('1+1+" in line
 
 
 def test_vllms_own_limit_counts_too(tmp_path):
-    from transformers import AutoTokenizer
-
-    check, tokenizer = module("train").check_lengths, AutoTokenizer.from_pretrained(TINY)
-    chats = [[{"role": "user", "content": "1+1="}]]
-    tokens = len(tokenizer.apply_chat_template(chats[0], add_generation_prompt=True, return_dict=False))
-    args = SimpleNamespace(use_vllm=True, vllm_max_model_length=tokens + 8, max_completion_length=8)
-    check(str(TINY), tokenizer, chats, args)
+    check = module("train").check_lengths
+    prompts = ["1+1="], [[2, 3, 4, 5, 6, 7]]
+    args = SimpleNamespace(use_vllm=True, vllm_max_model_length=14, max_completion_length=8)
+    check(str(TINY), prompts[1], prompts[0], args)
     args.max_completion_length = 9
-    with pytest.raises(ValueError, match=f"must fit into the {tokens + 8} tokens of vllm_max_model_length"):
-        check(str(TINY), tokenizer, chats, args)
+    with pytest.raises(ValueError, match="must fit into vllm_max_model_length 14"):
+        check(str(TINY), prompts[1], prompts[0], args)
     args.use_vllm = False
-    check(str(TINY), tokenizer, chats, args)
+    check(str(TINY), prompts[1], prompts[0], args)
 
 
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -166,20 +171,18 @@ def test_a_template_without_a_system_role_has_it_before_the_problem(template, te
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     tokenizer.chat_template = template
-    task = SimpleNamespace(train=Dataset.from_dict({"prompt": ["1+1="], "answer": ["2"]}), system_prompt="Add.")
-    recipe = {"all_problems": False, "system_prompt": None}
-    (row,) = module("train").conversations(task, recipe, tokenizer)
+    rows = Dataset.from_dict({"prompt": ["1+1="], "answer": ["2"]})
+    (row,) = module("train").conversations(rows, "Add.", tokenizer)
     assert tokenizer.apply_chat_template(row["prompt"], tokenize=False) == text
     assert row["answer"] == "2"
-    task.system_prompt = None
-    (row,) = module("train").conversations(task, recipe, tokenizer)
+    (row,) = module("train").conversations(rows, None, tokenizer)
     assert row["prompt"] == [{"role": "user", "content": "1+1="}]
 
 
 def test_a_template_that_can_not_be_used_is_one_sentence(tmp_path, capsys):
     model = saved_model(tmp_path, template="{{ raise_exception('never') }}")
     line = refused(capsys, tmp_path, model, problems(tmp_path, "1+1=", "2+2="))
-    assert line == f"train.py: the chat template of {model} can't be used: never"
+    assert line == f"train.py: the chat template of model {str(model)!r} can't be used: never"
 
 
 def test_a_model_with_further_ends_needs_a_trl_that_reads_them(tmp_path, monkeypatch):

@@ -67,9 +67,11 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         settings |= DRY_RUN
     settings["gradient_accumulation_steps"] = accumulation(recipe, settings)
+    from datasets import concatenate_datasets
     from transformers import AutoTokenizer
 
     from minigrpo.integrations.trl import ProcessGRPOTrainer, check_arguments  # says so where TRL doesn't fit
+    from minigrpo.llm.prompts import encode_prompts
     from minigrpo.llm.tasks import load_task
 
     args = configuration(arguments, settings)
@@ -77,14 +79,15 @@ def train(arguments: argparse.Namespace) -> None:
     task = load_task("sums" if arguments.dry_run else recipe["task"], train_size=10**6, heldout_size=200)
     model = random_model(arguments.out) if arguments.dry_run else recipe["model"]
     tokenizer = AutoTokenizer.from_pretrained(model)
-    chats = conversations(task, recipe, tokenizer)
+    rows = concatenate_datasets([task.train, task.heldout]) if recipe["all_problems"] else task.train
+    system = recipe["system_prompt"] or task.system_prompt
     check_ends(model, tokenizer, args)
-    check_lengths(model, tokenizer, list(chats["prompt"]), args)
+    check_lengths(model, encode_prompts(tokenizer, rows["prompt"], system), rows["prompt"], args)
     trainer = ProcessGRPOTrainer(
         model=model,
         reward_funcs=reward_function(odd_length if arguments.dry_run else task.reward),
         args=args,
-        train_dataset=chats,
+        train_dataset=conversations(rows, system, tokenizer),
         peft_config=lora(recipe["lora"]),
         objective=arguments.objective,
     )
@@ -131,48 +134,34 @@ def accumulation(recipe: dict[str, Any], settings: dict[str, Any]) -> int:
     return completions // (micro_batch * processes)
 
 
-def conversations(task: Any, recipe: dict[str, Any], tokenizer: Any) -> Any:
-    """The task's problems as chats, with their answers; a template without a system role has it before the problem."""
-    from datasets import concatenate_datasets
+def conversations(rows: Any, system: str | None, tokenizer: Any) -> Any:
+    """Problems as chats, with their answers; a template without a system role has it before the problem."""
+    from minigrpo.llm.prompts import has_system_role
 
-    rows = concatenate_datasets([task.train, task.heldout]) if recipe["all_problems"] else task.train
-    system = recipe["system_prompt"] or task.system_prompt
-    apart = bool(system) and shows_system(tokenizer)
+    apart = bool(system) and has_system_role(tokenizer)
     opening = [{"role": "system", "content": system}] if apart else []
     before = f"{system}\n\n" if system and not apart else ""
     return rows.map(lambda row: {"prompt": [*opening, {"role": "user", "content": before + row["prompt"]}]})
 
 
-def shows_system(tokenizer: Any) -> bool:
-    """Whether a chat template shows a system message: some refuse it, some leave it out."""
-    from jinja2 import TemplateError
-
-    messages = [{"role": "system", "content": "minigrpo"}, {"role": "user", "content": "1+1="}]
-    try:
-        return "minigrpo" in tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:
-        return False
-
-
-def check_lengths(model: str, tokenizer: Any, chats: list[list[dict]], args: Any) -> None:
+def check_lengths(model: str, ids: list[list[int]], prompts: list[str], args: Any) -> None:
     """Require that each prompt leaves room for its completion. Raises ValueError."""
-    from jinja2 import TemplateError
     from transformers import AutoConfig
 
-    context = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
-    limits = {"the model's context": context, "vllm_max_model_length": args.use_vllm and args.vllm_max_model_length}
-    try:
-        ids = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
-    except TemplateError as error:
-        raise ValueError(f"the chat template of {model} can't be used: {error}") from error
+    from minigrpo.llm.prompts import shown
+    from minigrpo.llm.sampling import context_of
+
+    limits = [context_of(AutoConfig.from_pretrained(model))]
+    if args.use_vllm and args.vllm_max_model_length:
+        limits.append((args.vllm_max_model_length, f"vllm_max_model_length {args.vllm_max_model_length}"))
     lengths = list(map(len, ids))
     longest = max(lengths)
-    text = chats[lengths.index(longest)][-1]["content"]
-    for name, limit in limits.items():
-        if limit and longest + args.max_completion_length > limit:
+    k = lengths.index(longest)
+    for limit, words in limits:
+        if longest + args.max_completion_length > limit:
             raise ValueError(
-                f"the prompt {text[:40]!r}… of {longest} tokens and max_completion_length {args.max_completion_length} "
-                f"must fit into the {limit} tokens of {name}: shorten one of them"
+                f"problem {k + 1} ({shown(prompts[k])!r}): prompt of {longest} tokens and max_completion_length "
+                f"{args.max_completion_length} must fit into {words}: shorten one of them"
             )
 
 

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(json=None)
         if name != "plot":
             sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-        sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
+        sub.add_argument("--quiet", action="store_true", help="no progress bar, no word on what was found")
         return sub
 
     sub = command("train", _train, "fine-tune a model with a verifiable reward")
@@ -131,7 +131,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     _set_threads(arguments, settings)
-    finished = train(settings, arguments.out, resume=arguments.resume, progress=_progress(arguments))
+    shown = {"progress": _progress(arguments), "tell": not arguments.quiet}
+    finished = train(settings, arguments.out, resume=arguments.resume, **shown)
     rows = read_metrics(arguments.out)
     result = summary(rows)
     print(
@@ -169,7 +170,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     else:
         name = settings.model
         loaded = fix_date(load_model(name, device=settings.device), datetime.date.today())
-    if _progress(arguments):
+    if not arguments.quiet:
         longest = longest_prompt(loaded, task, settings.max_new_tokens, train=False)
         print(*found_lines(found(loaded, task, settings, longest)), sep="\n", file=sys.stderr)
     result = evaluate(

@@ -102,7 +102,7 @@ def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: f
     Raises: ValueError for a model without position ids, or a path longer than its context.
     """
     check_positions(model)
-    longest, (context, words) = int(packed.depth.max()) + 1, context_of(model)
+    longest, (context, words) = int(packed.depth.max()) + 1, context_of(model.config)
     if longest > context:  # by its depth: how long the packed sequence is makes no difference
         raise ValueError(
             f"packed has a path of {longest} tokens, which must fit into {words}: shorten prompt or completions"
@@ -322,6 +322,8 @@ def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tu
     limit = AGREEMENT[settings.dtype]
     try:
         gap = disagreement(model, samples, ways)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, IndexError, RuntimeError) as error:  # what a model says of a mask it can't read
         return ("padded",), f"the model takes no mask of ancestors ({reason_of(error)})"
     if not gap <= limit:  # not even where it is NaN

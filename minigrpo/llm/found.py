@@ -17,7 +17,7 @@ BEFORE = "the system prompt stands before the user's text, as the template has n
 
 def found(loaded: LoadedModel, task: Task, settings: Settings, longest: int) -> dict[str, Any]:
     """Gather the facts, in a form that manifest.json can hold. Args: longest: tokens of a prompt at most."""
-    context, _ = context_of(loaded.model)
+    context, _ = context_of(loaded.model.config)
     system = NO_SYSTEM if task.system_prompt is None else OWN if has_system_role(loaded.tokenizer) else BEFORE
     return {
         "source": loaded.source,
@@ -44,7 +44,7 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
     golds = "not checked, as the task has no text for them"
     if facts["golds_checked"]:
         bad = facts["unequal_golds"]
-        matched = f"{bad} that no completion can match" if bad else "each matches"
+        matched = f"{bad} that are not right by their own text" if bad else "each is right by its own text"
         golds = f"{facts['golds_checked']} checked, {matched}"
     lines = [
         f"model: {facts['source']}, {facts['parameters'] / 1e6:.3g} million parameters, {facts['device']}, "

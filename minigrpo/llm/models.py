@@ -172,7 +172,7 @@ def read_folder(name: str, folder: Path, source: str, *, device: str, dtype: tor
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} can't be read from {folder}: {reason_of(error)}") from error
     if report["missing_keys"]:  # transformers would fill these with random numbers
         missing = sorted(report["missing_keys"])

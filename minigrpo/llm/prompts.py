@@ -16,10 +16,10 @@ from minigrpo.llm.models import LoadedModel, reason_of
 from minigrpo.llm.sampling import check_context
 from minigrpo.llm.tasks import Task
 
-TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates ask for the date
+TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")  # how templates ask for the date
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)  # a template is a program, and raises what programs raise
 PROBE = "minigrpo"  # a system prompt that no template has of its own
-BEGINNING = 40  # characters of a prompt that say which one it is
+SHOWN = 40  # characters of a prompt, half from its beginning and half from its end, that say which one it is
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], system: str | None) -> list[list[int]]:
@@ -68,7 +68,7 @@ def fix_date(loaded: LoadedModel, date: datetime.date) -> LoadedModel:
     except ValueError as error:  # several templates, and none is the default
         raise _unusable(tokenizer, error) from error
     fixed, found = TODAY.subn(lambda call: json.dumps(date.strftime(call[2]), ensure_ascii=False), template)
-    if "strftime_now(" in fixed:
+    if re.search(r"strftime_now(?!\s+is\s)", fixed):
         raise ValueError(
             f"the chat template of model {tokenizer.name_or_path!r} asks for the date in a way that a run can't keep: "
             'write its format as a text, such as strftime_now("%d %b %Y")'
@@ -101,6 +101,10 @@ def check_prompts(
     lengths = list(map(len, ids))
     longest = max(lengths)
     k = lengths.index(longest)
-    beginning = prompts[k] if len(prompts[k]) <= BEGINNING else f"{prompts[k][:BEGINNING]}…"
-    check_context(model, longest, max_new_tokens, where=f"{side} problem {k + 1} ({beginning!r}): ")
+    check_context(model, longest, max_new_tokens, where=f"{side} problem {k + 1} ({shown(prompts[k])!r}): ")
     return longest
+
+
+def shown(prompt: str) -> str:
+    """A prompt, or its beginning and end: many of a task begin alike."""
+    return prompt if len(prompt) <= SHOWN else f"{prompt[: SHOWN // 2]}…{prompt[-SHOWN // 2 :]}"

@@ -28,13 +28,21 @@ WIDE = str.maketrans("０１２３４５６７８９．－＋−", "0123456789.-
 DASH = "[-‐‑–]"
 BEFORE = r"(?<![0-9A-Za-z)\]}])"  # a sign: 5-3 is a difference and ends in 3; =-3 and -$3 are negative
 COIN = r"(?:\\?\$|[€£¥₹]) ?"
-GAP = r"(?:,|\{,\})\\!|(?:\\text)?\{,\}|\\[,:; ]|[ ~'’\u00a0\u2007\u2009\u202f]"  # that isn't just a comma
+GAP = r"(?:,|\{,\})\\!|(?:\\text)?\{,\}|\\[,:; ]|[~'’\u00a0\u2007\u2009\u202f]"  # that isn't just a comma
 TIMES_TEN = r"\s?(?:\\times|\\cdot|[×*])\s?10(?:\^|\*\*)\{?"
-NUMBER = re.compile(
-    rf"(?P<sign>{BEFORE}(?:\+|{DASH})|(?<=[={{(]) ?{DASH} )?(?:{COIN})?"
-    rf"(?P<digits>(?:{_threes(f',|{GAP}')}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    rf"(?:(?:[eE]|{TIMES_TEN})(?P<exponent>[-+]?[0-9]{{1,3}}(?![0-9]))\}}?)?"
-)
+
+
+def _number(gap: str) -> re.Pattern[str]:
+    """The pattern of a number whose digits in threes this may set apart."""
+    return re.compile(
+        rf"(?P<sign>{BEFORE}(?:\+|{DASH})|(?<=[={{(]) ?{DASH} )?(?:{COIN})?"
+        rf"(?P<digits>(?:{_threes(gap)}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+        rf"(?:(?:[eE]|{TIMES_TEN})(?P<exponent>[-+]?[0-9]{{1,3}}(?![0-9]))\}}?)?"
+    )
+
+
+NUMBER = _number(f",|{GAP}")
+ALONE = _number(f",|{GAP}| ")  # "1 000" as a whole text is a thousand; within one it may be two numbers
 
 
 def _decimal(match: re.Match[str]) -> Decimal:
@@ -45,18 +53,19 @@ def _decimal(match: re.Match[str]) -> Decimal:
 
 def parse_number(text: str) -> Decimal | None:
     """Read a text that is one plain number and nothing else ("27", "-3.", "1,000", "$2.50", "5 €"); else None."""
-    match = NUMBER.fullmatch(text.translate(WIDE).strip("*` \t\r\n").rstrip(" .*€£¥₹"))
+    match = ALONE.fullmatch(text.translate(WIDE).strip("*` \t\r\n").rstrip(" .*€£¥₹"))
     return _decimal(match) if match else None
 
 
 def exact_number(completion: str, answer: str) -> float:
     """Reward 1.0 where the last number in the completion equals the answer, exactly and as a number; 0.0 otherwise.
 
-    A number: digits, or digits in threes set apart by a comma, a space, an apostrophe or LaTeX's "{,}", ",\\!", "\\,";
-    then, optionally, "." and digits, and an exponent (e5, × 10^5). So "27", "27.0", "$27", "27." and "\\boxed{27}" hold
-    27; "1,000", "1{,}000" and "1 000" hold 1000; "1, 2" and "1/2" end in 2. A minus or dash right before it (or before
-    its currency) is its sign, unless a digit, letter or closing bracket stands before that: "10-3" ends in 3; "=-3" and
-    "= - 3" in −3. No rounding: 0.3 is not 0.30001. No number: 0.0.
+    A number: digits, or digits in threes set apart by a comma, an apostrophe, LaTeX's "{,}", ",\\!", "\\,", "~" or a
+    space that does not break; then, optionally, "." and digits, and an exponent (e5, × 10^5). So "27", "27.0", "$27",
+    "27." and "\\boxed{27}" hold 27; "1,000" and "1{,}000" hold 1000; "1, 2", "1/2" and "100 2" end in 2, as a common
+    space stands between two numbers. A minus or dash right before it (or before its currency) is its sign, unless a
+    digit, letter or closing bracket stands before that: "10-3" ends in 3; "=-3" and "= - 3" in −3. No rounding: 0.3 is
+    not 0.30001. No number: 0.0.
 
     Raises: ValueError where the answer is not a number: a mistake in the data, not in the completion.
     """

@@ -177,13 +177,13 @@ def window_of(model: nn.Module) -> float:
     return min(getattr(config, "sliding_window", None) or math.inf for config in layer_configs(model))
 
 
-def context_of(model: nn.Module) -> tuple[float, str]:
+def context_of(config: PretrainedConfig) -> tuple[float, str]:
     """How many tokens a model may see (∞ where its configuration names no limit), and that in words.
 
     Under longrope it is the length up to which keys are rotated by one set of factors: beyond it those in a cache, and
     those of shorter rows in the same pass, would be rotated by the wrong one.
     """
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer
     switched = [part for part in ropes if part.get("rope_type") == "longrope"]
@@ -220,7 +220,7 @@ def check_sampling(
 
 def check_context(model: nn.Module, prompt_tokens: int, max_new_tokens: int, where: str = "") -> None:
     """Require that a prompt leaves room for an answer. Raises: ValueError that begins with `where`."""
-    context, words = context_of(model)
+    context, words = context_of(model.config)
     if prompt_tokens + max_new_tokens > context:
         raise ValueError(
             f"{where}prompt of {prompt_tokens} tokens and max_new_tokens {max_new_tokens} must fit into {words}: "

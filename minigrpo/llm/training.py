@@ -71,15 +71,17 @@ CHECKPOINT = "checkpoint.safetensors"
 COLUMNS = ("update", "reward", "entropy", "capped", "zero_variance")  # that a run needs of its metrics to go on
 
 
-def train(settings: Settings, out: str | Path, *, resume: bool = False, progress: bool = True) -> bool:
+def train(
+    settings: Settings, out: str | Path, *, resume: bool = False, progress: bool = True, tell: bool = False
+) -> bool:
     """Fine-tune a model and leave `manifest.json`, `metrics.jsonl`, `rollouts.jsonl` and checkpoints in a folder.
 
     A row of metrics describes the model after `update` optimiser rounds: its samples, what the next round did with
     them, and its held-out accuracy where it was evaluated; the last row, `update` = updates, has no round after it.
     SIGTERM and Ctrl-C end the run after the round in progress, with a checkpoint.
 
-    Args: settings; out: the run's folder; resume: go on from its last checkpoint; progress: show a bar, and before it,
-        in a terminal, what was found at the start.
+    Args: settings; out: the run's folder; resume: go on from its last checkpoint; progress: show a bar; tell: say on
+        stderr what was found at the start.
     Returns: whether the run reached its end.
     Raises: ValueError for a model or task that can't be had, a prompt that leaves no room for an answer, settings other
         than the checkpoint's, a run that is not whole, or a loss that is no number; FileExistsError where `out` holds a
@@ -113,7 +115,7 @@ def train(settings: Settings, out: str | Path, *, resume: bool = False, progress
         write_json(out / "manifest.json", manifest(settings, loaded, costs, date) | {"found": facts})
     way_of = functools.partial(choose, costs=costs, ways=ways, window=window_of(loaded.model))
     learner = Learner(model, reference, optimizer, settings, way_of)
-    if progress and sys.stderr.isatty():  # a notebook has its bar, and no more
+    if tell:
         for line in found_lines(facts):
             tqdm.write(line, file=sys.stderr)
     elif reason:
