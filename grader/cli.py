@@ -186,6 +186,8 @@ def run_grade(arguments: argparse.Namespace) -> int:
     for grade in final_grades(arguments.out):
         rest = f"not graded: {grade['problem']}" if grade["problem"] else _open(grade)
         print(f"{grade['student']:24} {grade['earned']:5g} of {grade['points']}  {rest}")
+        for place, fault in _faults(grade):
+            print(f"  the grader failed on {place}: {fault}")
     print("".join(f"{line}\n" for line in _left_out(arguments.out)), end="")
     print(f"seed {seed}, isolation: {isolation}; results in {arguments.out}/auto, your marks in {arguments.out}/manual")
     return 0
@@ -195,6 +197,12 @@ def _open(grade: dict) -> str:
     unmarked = [row["id"] for row in grade["exercises"] if row["open"]]
     stale = "marks for an earlier submission, look again" if grade["stale"] else ""
     return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
+
+
+def _faults(grade: dict) -> list[tuple[str, str]]:
+    """What the grader itself failed at, and with what: for instructors alone."""
+    places = [("all of it", grade), *((row["id"], row) for row in grade["exercises"])]
+    return [(place, fault) for place, result in places if (fault := result.get("failed"))]
 
 
 def run_mark(arguments: argparse.Namespace) -> int:
@@ -208,7 +216,7 @@ def run_mark(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{name} has no written question {arguments.exercise!r}, it has {has}")
     question = lab[arguments.exercise]
     rows = [(grade, row) for grade in grades for row in grade["exercises"] if row["id"] == arguments.exercise]
-    waiting = [(grade, row) for grade, row in rows if row["open"] or row["stale"]]
+    waiting = [(grade, row) for grade, row in rows if row["open"] or (row["stale"] and not grade["problem"])]
     print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
     try:
         for number, (grade, row) in enumerate(waiting, start=1):
@@ -305,12 +313,15 @@ def run_export(arguments: argparse.Namespace) -> int:
         "csv": lambda: exports.export_csv(grades, out),
         "html": lambda: exports.export_html(grades, entry, headings(LABS / entry["notebook"]), out),
     }[arguments.format]()
-    unmarked = sum(row["open"] for grade in grades for row in grade["exercises"])
-    note = f"; {unmarked} written answers have no mark yet" if unmarked else ""
+    unmarked = [row for grade in grades for row in grade["exercises"] if row["open"]]
+    what = "written answers" if all(row["kind"] == "written" for row in unmarked) else "exercises"
+    note = f"; {len(unmarked)} {what} have no mark yet" if unmarked else ""
     print(f"wrote {len(written)} file{'s' * (len(written) != 1)} into {out}{note}")
     said = {
         "no grade, as the grader failed: mark by hand": [g["student"] for g in grades if g["ungraded"]],
-        "0 points, as it can't be read": [g["student"] for g in grades if g["problem"] and not g["ungraded"]],
+        "can't be read; only a person's marks count": [
+            g["student"] for g in grades if g["problem"] and not g["ungraded"]
+        ],
         "marks for an earlier submission, look again": [g["student"] for g in grades if g["stale"]],
     }
     lines = [f"{what}: {', '.join(students)}" for what, students in said.items() if students]

@@ -33,9 +33,9 @@ MOODLE_KEYS = Keys(  # Full name_participant_assignsubmission_file_
 )
 
 
-def points(grade: Mapping) -> str:
-    """A grade as a cell; an empty one, which changes nothing there, where the grader failed and nobody has marked."""
-    return "" if grade["ungraded"] else f"{grade['earned']:g}"
+def points(earner: Mapping) -> str:
+    """A grade or an exercise as a cell, empty where the grader failed and nobody has marked: that changes nothing."""
+    return "" if earner["ungraded"] else f"{earner['earned']:g}"
 
 
 def gradescope(grade: Mapping) -> dict:
@@ -93,7 +93,7 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
             grade["lab"],
             points(grade),
             grade["points"],
-            *(f"{row['earned']:g}" for row in grade["exercises"]),
+            *map(points, grade["exercises"]),
             " ".join(row["id"] for row in grade["exercises"] if row["open"]),
             "yes" if grade["stale"] else "",
             cell(grade["problem"] or ""),

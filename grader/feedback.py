@@ -144,8 +144,8 @@ def merge(result: Mapping, marks: Mapping) -> dict:
     """Merge the grader's result and a person's marks into the final grade.
 
     Returns: the result with `earned` final, and for each exercise `comment`, `by` ("grader" or "person"), `open` (a
-        written answer without a mark) and `stale` (its mark was given for another submission); `stale` where one is,
-        `ungraded` where the grader failed and nobody has marked all of it by hand.
+        written answer, or what the grader failed at, without a mark), `stale` (its mark was given for another submission)
+        and `ungraded` (the grader failed at it, and nobody has marked it); `stale` and `ungraded` where one is.
     Raises: ValueError for a mark for an exercise that the lab does not have, or outside 0 … its points.
     """
     given = dict(marks.get("exercises", {}))
@@ -168,6 +168,7 @@ def merge(result: Mapping, marks: Mapping) -> dict:
                 "by": "person" if marked(mark) else "grader",
                 "open": by_hand and points is None and not result["problem"],
                 "stale": marked(mark) and (other or bool(mark.get("look_again"))),
+                "ungraded": bool(result.get("failed") or row.get("failed")) and not marked(mark),
             }
         )
     if given:
@@ -180,7 +181,7 @@ def merge(result: Mapping, marks: Mapping) -> dict:
         "problem": problem,
         "earned": sum(row["earned"] for row in rows),
         "stale": any(row["stale"] for row in rows),
-        "ungraded": bool(result.get("failed") and problem),
+        "ungraded": any(row["ungraded"] for row in rows),
     }
 
 

@@ -53,6 +53,9 @@ NAMED = (
 )
 
 
+FAILED = "the grader failed on this {}: a person has to grade it"  # all that a student reads of a fault of ours
+
+
 class CrowdedError(RuntimeError):
     """A worker did not get as far as it would have alone."""
 
@@ -103,13 +106,17 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
         try:
             parts = _grade_row(row, submission, lab, entry["setup"], seed, isolation)
         except Exception as error:  # noqa: BLE001  (the grader's own fault: said, and no other exercise's loss)
-            failed = printable(f"{type(error).__name__}: {error}")
-            why = "the grader failed on this exercise: a person has to grade it"
-            parts = [{"name": "all of it", "points": row["points"], "earned": 0, "passed": False, "feedback": why}]
+            failed, nothing = _fault(error), {"points": row["points"], "earned": 0, "passed": False}
+            parts = [{"name": "all of it", **nothing, "feedback": FAILED.format("exercise")}]
         earned = sum(part["earned"] for part in parts)
         answer = submission.answers.get(row["id"])
         rows.append(kept | {"earned": earned, "parts": parts, "answer": answer and readable(answer), "failed": failed})
     return result(submission.student, lab, submission.sha256, seed, isolation, rows)
+
+
+def _fault(error: BaseException) -> str:
+    """What the grader failed with, for the instructor alone."""
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def _grade_row(row: Mapping, submission: Submission, lab: str, setup: str, seed: int, isolation: str) -> list[dict]:
@@ -141,6 +148,7 @@ def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows:
         "isolation": isolation,
         "version": version(lab),
         "problem": problem and printable(problem),
+        "failed": None,  # what the grader itself failed with, where it could grade nothing
         "earned": sum(row["earned"] for row in rows),
         "points": sum(row["points"] for row in rows),
         "exercises": list(rows),
@@ -334,8 +342,8 @@ def _grade_all(
         for future in as_completed(work):
             student = work[future]
             if (failure := future.exception()) is not None:  # the grader's own fault: said, never the others' loss
-                why = f"the grader failed on this submission ({type(failure).__name__}: {failure}); grade it by hand"
-                yield _write(_nothing(student, lab, "", seed, isolation, entry, why) | {"failed": True}, out)
+                nothing = _nothing(student, lab, "", seed, isolation, entry, FAILED.format("submission"))
+                yield _write(nothing | {"failed": _fault(failure)}, out)
             else:
                 yield future.result()
             bar.update()
@@ -353,7 +361,7 @@ def _grade_paths(
             names = " and ".join(repr(path.name) for path in paths)
             raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
         submission = read_apart(paths[0], student, entry, extra)
-    except (SubmissionError, OSError) as error:
+    except SubmissionError as error:
         return _write(_nothing(student, lab, "", seed, isolation, entry, str(error)), out)
     done = _read_result(out / "auto" / f"{student}.json")
     wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
@@ -372,9 +380,9 @@ def _nothing(student: str, lab: str, sha256: str, seed: int, isolation: str, ent
     return result(student, lab, sha256, seed, isolation, rows, problem=why)
 
 
-def _write(result: dict, out: Path) -> dict:
-    write_json(out / "auto" / f"{result['student']}.json", result)
-    return result
+def _write(graded: dict, out: Path) -> dict:
+    write_json(out / "auto" / f"{graded['student']}.json", graded)
+    return graded
 
 
 def _read_result(path: Path) -> dict | None:

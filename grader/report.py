@@ -32,8 +32,9 @@ def html_report(grade: Mapping, entry: Mapping, titles: Mapping[str, str]) -> st
     e, title = html.escape, entry["title"]
     questions = {row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**") for row in entry["exercises"]}
     unmarked = sum(row["points"] for row in grade["exercises"] if row["open"])
-    rest = f" so far; {unmarked} points are not marked yet" if unmarked else ""
-    total = "no grade yet" if grade["ungraded"] else f"{grade['earned']:g} of {grade['points']}"
+    rest = f"; {unmarked} points are not marked yet" if unmarked else ""
+    so_far = f"{grade['earned']:g} of {grade['points']}" + " so far" * bool(unmarked)
+    total = "no grade yet" if grade["ungraded"] else so_far
     body = [f"<h1>{e(title)}</h1>", f"<p>{e(grade['student'])}: <strong>{total}</strong>{rest}</p>"]
     if grade["problem"]:
         body.append(f"<p class='no'>Not graded: {e(grade['problem'])}</p>")

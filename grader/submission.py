@@ -328,7 +328,7 @@ serve()
 def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
     """Read a submission as `read_submission` does, within limits of time and memory, in a process of its own.
 
-    Raises: as `read_submission`; RuntimeError where the process fails by a fault of ours.
+    Raises: SubmissionError; RuntimeError where the process fails by a fault of ours, OSError where it does not start.
     """
     here = Path(__file__).resolve().parent
     limits = {"RLIMIT_CPU": MOST_SECONDS, "RLIMIT_AS": MOST_MEMORY}
@@ -364,8 +364,10 @@ def serve() -> None:
     try:
         reply = dataclasses.asdict(read_submission(Path(place), student, entry, extra_files))
         text = json.dumps(reply, default=lambda v: base64.b64encode(v).decode() if isinstance(v, bytes) else sorted(v))
-    except (SubmissionError, OSError) as error:
+    except SubmissionError as error:
         text = json.dumps({"problem": str(error)})
+    except OSError as error:
+        text = json.dumps({"problem": f"{Path(place).name} can't be read ({error.strerror})"})
     except MemoryError:
         text = json.dumps({"problem": TOO_HARD.format(Path(place).name)})
     print(text)

@@ -54,7 +54,7 @@ def made(student="anna", earned=(4, 5, 0), sha256="s1", answers=("One set.", "No
     return head | {"problem": None, "earned": sum(earned), "points": 16, "exercises": rows} | more
 
 
-FAILED = {"problem": "the grader failed on this submission (E); grade it by hand", "failed": True, "earned": 0}
+FAILED = {"problem": "the grader failed on this submission: a person has to grade it", "failed": "E: e", "earned": 0}
 
 
 def failed(student="anna") -> dict:
@@ -365,10 +365,65 @@ def test_a_submission_on_which_the_grader_failed_has_no_grade_until_it_is_marked
     assert canvas()["101"] == "10"
 
 
+@pytest.fixture
+def _second_exercise_fails(monkeypatch):
+    """The grader fails on lab02.2, and takes every other answer for wrong."""
+
+    def grade(exercise, *arguments, **options):
+        if exercise.id == "lab02.2":
+            raise ZeroDivisionError("told to the instructor")
+        return [
+            {"name": part.name, "points": part.points, "earned": 0, "passed": False, "feedback": part.hint}
+            for part in exercise.parts
+        ]
+
+    monkeypatch.setattr("grader.grade.grade_exercise", grade)
+
+
+@pytest.mark.usefixtures("_second_exercise_fails")
+def test_an_exercise_on_which_the_grader_failed_is_no_zero(tmp_path, capsys):
+    """No table has a grade for its student until a person has marked that exercise, and no page tells why it failed."""
+    notebook = (ROOT / "labs" / "lab02_process_steps.ipynb").read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "Anna Lee.ipynb").write_bytes(notebook)
+    out = tmp_path / "out"
+    command = ["grade", str(tmp_path / "in"), "--lab", "lab02", "--seed", "5", "--accept-reduced", "--quiet"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert "the grader failed on lab02.2: ZeroDivisionError: told to the instructor\n" in capsys.readouterr().out
+    roster = table(tmp_path / "roster.csv", ROSTER)
+    sheet = table(
+        tmp_path / "sheet.csv",
+        "Identifier,Full name,Grade,Maximum Grade,Feedback comments\nParticipant 1,Anna Lee,3,16,kept\n",
+    )
+
+    def written(format_: str, *options: str) -> Path:
+        assert main(["export", str(out), "--format", format_, *options]) == 0
+        return out / "export" / format_
+
+    def cells() -> list[str]:
+        canvas = rows(written(*CANVAS[1:], str(roster)) / "canvas.csv")[2][-1]
+        moodle = written("moodle", "--worksheet", str(sheet))
+        own = rows(written("csv") / "grades.csv")[1]
+        return [canvas, rows(moodle / "moodle.csv")[1][2], rows(moodle / "moodle_plain.csv")[1][2], own[2], own[5]]
+
+    assert cells() == ["", "3", "", "", ""]
+    said = capsys.readouterr().out
+    assert "1 exercises have no mark yet" in said
+    assert "no grade, as the grader failed: mark by hand: Anna Lee" in said
+    page = (written("html") / "Anna Lee.html").read_text("utf-8")
+    assert "<strong>no grade yet</strong>; 5 points are not marked yet" in page
+    assert "a person has to grade it" in page
+    assert "told to the instructor" not in page
+    form = out / "manual" / "Anna Lee.yaml"
+    before, _, rest = form.read_text("utf-8").partition("lab02.2:")
+    form.write_text(f"{before}lab02.2:{rest.replace('points:', 'points: 4', 1)}", encoding="utf-8")
+    assert cells() == ["4"] * 5
+
+
 def test_what_could_not_be_read_is_said_beside_its_zero(tmp_path, capsys):
     graded(tmp_path, made("Anna Lee", (0, 0, 0), problem="the notebook is damaged"))
     assert main(["export", str(tmp_path), *CANVAS, str(table(tmp_path / "roster.csv", ROSTER))]) == 0
-    assert "0 points, as it can't be read: Anna Lee" in capsys.readouterr().out
+    assert "can't be read; only a person's marks count: Anna Lee" in capsys.readouterr().out
     assert rows(tmp_path / "export" / "canvas" / "canvas.csv")[2][-1] == "0"
 
 

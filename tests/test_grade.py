@@ -262,7 +262,7 @@ def wait_for(what, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch):
+def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch, capsys):
     from grader import grade as module
 
     def fail(*arguments):
@@ -272,7 +272,10 @@ def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch):
     for name in ("anna", "boris"):
         write(tmp_path / "in", f"{name}.ipynb", nbformat.writes(thirty.stub()))
     assert grade(tmp_path / "in", tmp_path / "out", "--accept-reduced") == 0
-    assert ["ZeroDivisionError: a fault" in g["problem"] for g in final_grades(tmp_path / "out")] == [True, True]
+    grades = final_grades(tmp_path / "out")
+    assert [g["failed"] for g in grades] == ["ZeroDivisionError: a fault"] * 2
+    assert [g["problem"] for g in grades] == ["the grader failed on this submission: a person has to grade it"] * 2
+    assert capsys.readouterr().out.count("the grader failed on all of it: ZeroDivisionError: a fault\n") == 2
 
 
 def test_reduced_isolation_has_to_be_accepted(tmp_path, monkeypatch, capsys):
