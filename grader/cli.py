@@ -306,13 +306,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.grades / "export" / arguments.format
     _, entry = _entry(grades[0]["lab"])
     names = arguments.grades / "names.csv"
-    written = {
-        "gradescope": lambda: exports.export_gradescope(grades, out),
+    written, strays = {
+        "gradescope": lambda: (exports.export_gradescope(grades, out), []),
         "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),
         "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
-        "csv": lambda: exports.export_csv(grades, out),
-        "html": lambda: exports.export_html(grades, entry, headings(LABS / entry["notebook"]), out),
+        "csv": lambda: (exports.export_csv(grades, out), []),
+        "html": lambda: (exports.export_html(grades, entry, headings(LABS / entry["notebook"]), out), []),
     }[arguments.format]()
+    grades = [grade for grade in grades if grade["student"] not in strays]
     unmarked = [row for grade in grades for row in grade["exercises"] if row["open"]]
     what = "written answers" if all(row["kind"] == "written" for row in unmarked) else "exercises"
     note = f"; {len(unmarked)} {what} have no mark yet" if unmarked else ""
@@ -323,6 +324,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             g["student"] for g in grades if g["problem"] and not g["ungraded"]
         ],
         "marks for an earlier submission, look again": [g["student"] for g in grades if g["stale"]],
+        "left out, no student's": strays,
     }
     lines = [f"{what}: {', '.join(students)}" for what, students in said.items() if students]
     print("".join(f"{line}\n" for line in [*lines, *_left_out(arguments.grades)]), end="")

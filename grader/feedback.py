@@ -144,8 +144,8 @@ def merge(result: Mapping, marks: Mapping) -> dict:
     """Merge the grader's result and a person's marks into the final grade.
 
     Returns: the result with `earned` final, and for each exercise `comment`, `by` ("grader" or "person"), `open` (a
-        written answer, or what the grader failed at, without a mark), `stale` (its mark was given for another submission)
-        and `ungraded` (the grader failed at it, and nobody has marked it); `stale` and `ungraded` where one is.
+        written answer, or what the grader failed at, without a mark), `stale` (its mark is for another submission) and
+        `ungraded` (the grader failed at it, and nobody has marked it); `stale` and `ungraded` where one is.
     Raises: ValueError for a mark for an exercise that the lab does not have, or outside 0 … its points.
     """
     given = dict(marks.get("exercises", {}))

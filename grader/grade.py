@@ -24,7 +24,7 @@ from grader.exercise import Artifact, Attempt, Exercise, Part, explain
 from grader.labs import artifacts, exercises
 from grader.protocol import ProtocolError
 from grader.sandbox import Answer, Failure, SandboxError, Worker
-from grader.submission import Submission, SubmissionError, is_notebook, is_zip, read_apart
+from grader.submission import StrayError, Submission, SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -149,6 +149,7 @@ def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows:
         "version": version(lab),
         "problem": problem and printable(problem),
         "failed": None,  # what the grader itself failed with, where it could grade nothing
+        "stray": False,  # no notebook: perhaps a file that lies beside a submission
         "earned": sum(row["earned"] for row in rows),
         "points": sum(row["points"] for row in rows),
         "exercises": list(rows),
@@ -362,7 +363,8 @@ def _grade_paths(
             raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
         submission = read_apart(paths[0], student, entry, extra)
     except SubmissionError as error:
-        return _write(_nothing(student, lab, "", seed, isolation, entry, str(error)), out)
+        nothing = _nothing(student, lab, "", seed, isolation, entry, str(error))
+        return _write(nothing | {"stray": isinstance(error, StrayError)}, out)
     done = _read_result(out / "auto" / f"{student}.json")
     wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
     if done and all(done.get(key) == value for key, value in wanted.items()):

@@ -48,6 +48,10 @@ class SubmissionError(ValueError):
     """A submission that can't be read; the sentence is for the student."""
 
 
+class StrayError(SubmissionError):
+    """No notebook, and nothing that holds one: perhaps no submission at all, but a file that lies beside one."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """What a student handed in for one lab."""
@@ -97,7 +101,7 @@ def read_submission(path: Path, student: str, entry: Mapping, extra_files: Seque
     files, refused = _files(path, entry["notebook"], extra_files)
     notebooks = [name for name in files if is_notebook(name)]
     if not notebooks:
-        raise SubmissionError(f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it")
+        raise StrayError(f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it")
     cells = _cells(files[notebooks[0]])
     _refuse_other_lab(cells, entry)
     with warnings.catch_warnings():
@@ -136,7 +140,7 @@ def _files(path: Path, notebook: str, extra: Sequence[str]) -> tuple[dict[str, b
         return _unzip(path, notebook, extra)
     if is_notebook(path.name) and path.is_file():
         return {path.name: _read(path.open("rb"), path.name)}, {}
-    raise SubmissionError(f"{path.name} is neither a notebook (.ipynb) nor a zip")
+    raise StrayError(f"{path.name} is neither a notebook (.ipynb) nor a zip")
 
 
 def _read_all(
@@ -342,7 +346,7 @@ def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[s
         raise RuntimeError(f"reading {path.name} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
     reply = json.loads(done.stdout)
     if "problem" in reply:
-        raise SubmissionError(reply["problem"])
+        raise (StrayError if reply["stray"] else SubmissionError)(reply["problem"])
     cells = {name: _cell(fields) for name, fields in reply["exercises"].items()}
     helpers = tuple(map(_cell, reply["helpers"]))
     files = {name: base64.b64decode(content) for name, content in reply["files"].items()}
@@ -365,11 +369,11 @@ def serve() -> None:
         reply = dataclasses.asdict(read_submission(Path(place), student, entry, extra_files))
         text = json.dumps(reply, default=lambda v: base64.b64encode(v).decode() if isinstance(v, bytes) else sorted(v))
     except SubmissionError as error:
-        text = json.dumps({"problem": str(error)})
+        text = json.dumps({"problem": str(error), "stray": isinstance(error, StrayError)})
     except OSError as error:
-        text = json.dumps({"problem": f"{Path(place).name} can't be read ({error.strerror})"})
+        text = json.dumps({"problem": f"{Path(place).name} can't be read ({error.strerror})", "stray": False})
     except MemoryError:
-        text = json.dumps({"problem": TOO_HARD.format(Path(place).name)})
+        text = json.dumps({"problem": TOO_HARD.format(Path(place).name), "stray": False})
     print(text)
 
 

@@ -260,6 +260,71 @@ def test_a_damaged_result_is_named(tmp_path, capsys):
     assert "boris.json is damaged: run `python -m grader grade" in capsys.readouterr().err
 
 
+@pytest.fixture
+def _nine_points(monkeypatch):
+    """Grading without a sandbox: whatever can be read earns nine points."""
+    monkeypatch.setattr("grader.grade.grade_submission", lambda s, *_: made(s.student, sha256=s.sha256))
+
+
+def handed_in(folder: Path, *names: str) -> Path:
+    """Grade a folder of such files: notebooks are the lab's, damaged where their name says so."""
+    notebook = (ROOT / "labs" / "lab02_process_steps.ipynb").read_bytes()
+    for name in names:
+        path = folder / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(notebook if path.suffix == ".ipynb" and "damaged" not in name else b"something else")
+    command = ["grade", str(folder / "in"), "--lab", "lab02", "--seed", "5", "--accept-reduced", "--quiet"]
+    assert main([*command, "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.mark.usefixtures("_nine_points")
+@pytest.mark.parametrize(
+    ("stray", "left"),
+    [
+        ("leeanna_101_556_notes.pdf", "leeanna_101_556_notes"),  # of one who has handed in a notebook
+        ("leeanna_101_556_figures.zip/notes.txt", "leeanna_101_556_figures.zip"),
+        ("desktop.ini", "desktop"),  # of nobody
+        ("jn.pdf", "jn.pdf"),  # named in full, as the name is that of the notebook beside it
+        ("bo_9_556_notes.pdf", "bo_9_556_notes"),
+    ],
+)
+def test_a_stray_file_stops_no_export_to_canvas(tmp_path, capsys, stray, left):
+    out = handed_in(tmp_path, "leeanna_101_555_lab02.ipynb", "jn.ipynb", stray)
+    assert main(["export", str(out), *CANVAS, str(table(tmp_path / "roster.csv", ROSTER))]) == 0
+    assert f"left out, no student's: {left}\n" in capsys.readouterr().out
+    assert [(row[1], row[-1]) for row in rows(out / "export" / "canvas" / "canvas.csv")[2:]] == [
+        ("102", "9"),
+        ("101", "9"),
+    ]
+
+
+@pytest.mark.usefixtures("_nine_points")
+def test_a_folder_of_text_stops_no_export_to_moodle(tmp_path, capsys):
+    name = "Anna Lee_42_assignsubmission_{}_"
+    out = handed_in(tmp_path, f"{name.format('file')}/a.ipynb", f"{name.format('onlinetext')}/onlinetext.html")
+    text = "Identifier,Full name,Grade,Feedback comments\nParticipant 42,Anna Lee,,\n"
+    sheet = table(tmp_path / "sheet.csv", text)
+    assert main(["export", str(out), "--format", "moodle", "--worksheet", str(sheet)]) == 0
+    assert f"left out, no student's: {name.format('onlinetext')}\n" in capsys.readouterr().out
+    assert [row[2] for row in rows(out / "export" / "moodle" / "moodle.csv")[1:]] == ["9"]
+    assert [row[2] for row in rows(out / "export" / "moodle" / "moodle_plain.csv")[1:]] == ["9"]
+
+
+@pytest.mark.usefixtures("_nine_points")
+def test_who_handed_in_what_can_not_be_graded_is_no_stray(tmp_path, capsys):
+    """A student's only file has its row whatever it is, and a notebook that can't be read is asked for."""
+    roster = table(tmp_path / "roster.csv", ROSTER)
+    out = handed_in(tmp_path, "leeanna_101_555_lab02.pdf", "leeanna_101_556_more.pdf", "jn.ipynb")
+    assert main(["export", str(out), *CANVAS, str(roster)]) == 0
+    assert "left out, no student's: leeanna_101_556_more\n" in capsys.readouterr().out
+    canvas = rows(out / "export" / "canvas" / "canvas.csv")[2:]
+    assert sorted((row[1], row[-1]) for row in canvas) == [("101", "0"), ("102", "9")]
+    out = handed_in(tmp_path, "damaged.ipynb", "desktop.ini")
+    assert main(["export", str(out), *CANVAS, str(roster)]) == 2
+    assert "no one row for 'damaged':" in capsys.readouterr().err
+
+
 # Rosters and tables
 
 SHEETS = {
