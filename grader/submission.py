@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from grader.cells import ANYTHING, JUPYTER, LARGEST_CELL, Cell, code_cell, imported, is_python, statements
+from grader.cells import ANYTHING, JUPYTER, LARGEST_CELL, Cell, code_cell, imported, is_text, statements
 
 MIB = 2**20
 LARGEST_NOTEBOOK = 8 * MIB  # with its pictures
@@ -287,7 +287,7 @@ def _sort_cells(cells: Sequence[_RawCell], rows: Sequence[Mapping]) -> dict:
         elif parsed and cell.exercise in code:
             question = None
             found[cell.exercise].append(parsed)
-        elif question and (parsed is None or not is_python(parsed.source)):
+        elif question and (parsed is None or is_text(parsed.source)):
             texts[question].append(cell.source[:LARGEST_CELL])
         elif parsed:
             unclaimed.append(parsed)

@@ -213,6 +213,16 @@ def test_an_answer_counts_wherever_it_stands_under_its_question(tmp_path, change
     assert answer(tmp_path, change) == {"lab02.4": MINE}
 
 
+@pytest.mark.parametrize("source", ["# They stay.", '"""They stay."""', "yes", "yes, and\nno", "one is not two"])
+def test_words_in_a_cell_of_code_are_an_answer_where_python_can_read_them_too(tmp_path, source):
+    assert answer(tmp_path, lambda four, five: [four, text(source, "code"), five]) == {"lab02.4": source}
+
+
+@pytest.mark.parametrize("source", ["print(3)", "x = 3", "# Try it.\nimport math", "%%bash\nls", "%pip list", " \n"])
+def test_code_below_a_question_is_no_answer(tmp_path, source):
+    assert answer(tmp_path, lambda four, five: [four, text(source, "code"), five]) == {}
+
+
 def test_an_answer_in_two_cells_is_one(tmp_path):
     def change(four, five):
         return [four, five | {"source": f"{five['source']} Yes."}, text("# Or no"), text("No.")]
