@@ -127,13 +127,17 @@ def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:
 
 def _entry(text: str) -> tuple[str, dict]:
     """The lab that a user means, by its number or its notebook, and its entry in the manifest."""
-    beside = ROOT / LABS  # the labs that this grader was made for, wherever the command is typed
-    manifest = load_manifest(beside if (beside / "manifest.json").is_file() else LABS)
+    manifest = load_manifest(_of_course(LABS / "manifest.json").parent)
     number = re.fullmatch(r"(?:lab[ _-]?)?(\d\d?)|lab(\d\d)\D.*", Path(text).name.lower())
     lab = f"lab{int(number[1] or number[2]):02}" if number else text
     if lab not in manifest:
         raise ValueError(f"lab must be one of {', '.join(manifest)}, got {text!r}")
     return lab, manifest[lab]
+
+
+def _of_course(path: Path) -> Path:
+    """A file or folder of the course that this grader was made for, wherever the command is typed; else of this one."""
+    return ROOT / path if (ROOT / path).exists() else path
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -180,7 +184,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     write_text(arguments.out / "seed", f"{seed}\n")
     results = list(results)  # all of them, before a form that can't be read ends the command
     write_run(arguments.out, results)
-    texts = rubrics(SOLUTIONS, lab)
+    texts = rubrics(_of_course(SOLUTIONS), lab)
     for result in results:
         write_manual(result, entry, arguments.out, texts)
     for grade in final_grades(arguments.out):
@@ -209,7 +213,7 @@ def run_mark(arguments: argparse.Namespace) -> int:
     """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
     grades = final_grades(arguments.grades)
     name, entry = _entry(grades[0]["lab"])
-    texts = rubrics(SOLUTIONS, name)
+    texts = rubrics(_of_course(SOLUTIONS), name)
     lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
     if arguments.exercise not in lab:
         has = ", ".join(lab) or "none"
@@ -311,7 +315,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),
         "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
         "csv": lambda: (exports.export_csv(grades, out), []),
-        "html": lambda: (exports.export_html(grades, entry, headings(LABS / entry["notebook"]), out), []),
+        "html": lambda: (exports.export_html(grades, entry, headings(_of_course(LABS / entry["notebook"])), out), []),
     }[arguments.format]()
     grades = [grade for grade in grades if grade["student"] not in strays]
     unmarked = [row for grade in grades for row in grade["exercises"] if row["open"]]

@@ -495,6 +495,15 @@ def test_what_could_not_be_read_is_said_beside_its_zero(tmp_path, capsys):
 # Marks by people
 
 
+@pytest.mark.usefixtures("_nine_points")
+def test_forms_and_pages_are_the_same_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = handed_in(tmp_path, "anna.ipynb")
+    assert "*Rubric.* 1 point: one leaf with two members" in (out / "manual" / "anna.yaml").read_text("utf-8")
+    assert main(["export", str(out), "--format", "html"]) == 0
+    assert "lab02.2 · Sizes, on tensors: 5 of 5" in (out / "export" / "html" / "anna.html").read_text("utf-8")
+
+
 def form_of(folder: Path, student="anna") -> dict:
     return yaml.safe_load((folder / "manual" / f"{student}.yaml").read_text("utf-8"))
 
