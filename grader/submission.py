@@ -110,8 +110,9 @@ def read_submission(path: Path, student: str, entry: Mapping, extra_files: Seque
     for row in entry["exercises"]:
         if row["kind"] == "artifact" and (why := [refused[name] for name in row["files"] if name in refused]):
             found["problems"][row["id"]] = why[0]
-    digest = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + files[name] for name in sorted(files))).hexdigest()
     extra = {name: content for name, content in files.items() if name not in notebooks}
+    graded = extra | {entry["notebook"]: files[notebooks[0]]}  # whatever a student calls it
+    digest = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + graded[name] for name in sorted(graded))).hexdigest()
     return Submission(student, digest, files=extra, **found)
 
 

@@ -278,6 +278,21 @@ def test_a_notebook_is_found_in_any_honest_zip_and_folder(tmp_path, members):
     assert set(read_submission(tmp_path / "anna", "anna", ENTRY).exercises) == ALL
 
 
+def test_a_renamed_notebook_is_the_same_submission(tmp_path):
+    """As a single file, in a folder and in a zip; another file that the lab asks for keeps its name."""
+    alone = [read(tmp_path, SOLVED, name=name) for name in (NAME, "anna.ipynb", "boris (2).ipynb")]
+    packed = write(tmp_path, "packed.zip", thirty.zipped(("mine.ipynb", SOLVED)))
+    write(tmp_path / "folder", "other.ipynb", SOLVED)
+    packs = [read_submission(path, "anna", ENTRY) for path in (packed, tmp_path / "folder")]
+    assert len({submission.sha256 for submission in (*alone, *packs)}) == 1
+    folders = [write(tmp_path / name, name, "{}").parent for name in ("config", "weights")]
+    for folder in folders:
+        write(folder, "other.ipynb", SOLVED)
+    extra = [read_submission(folder, "anna", ENTRY, ["config", "weights"]).sha256 for folder in folders]
+    assert len({alone[0].sha256, *extra}) == 3
+    assert read(tmp_path, UNTOUCHED).sha256 != alone[0].sha256
+
+
 def test_upper_case_endings_are_read(tmp_path):
     assert set(read(tmp_path, SOLVED, "anna.IPYNB").exercises) == ALL
 
