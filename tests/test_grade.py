@@ -283,20 +283,23 @@ def wait_for(what, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("place", ["grade_submission", "read_apart"])
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError])
+def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch, capsys, place, kind):
+    """To the instructor; students read that a person has to grade it."""
     from grader import grade as module
 
     def fail(*arguments):
-        raise ZeroDivisionError("a fault")
+        raise kind("a fault")
 
-    monkeypatch.setattr(module, "grade_submission", fail)
+    monkeypatch.setattr(module, place, fail)
     for name in ("anna", "boris"):
         write(tmp_path / "in", f"{name}.ipynb", nbformat.writes(thirty.stub()))
     assert grade(tmp_path / "in", tmp_path / "out", "--accept-reduced") == 0
     grades = final_grades(tmp_path / "out")
-    assert [g["failed"] for g in grades] == ["ZeroDivisionError: a fault"] * 2
+    assert [g["failed"] for g in grades] == [f"{kind.__name__}: a fault"] * 2
     assert [g["problem"] for g in grades] == ["the grader failed on this submission: a person has to grade it"] * 2
-    assert capsys.readouterr().out.count("the grader failed on all of it: ZeroDivisionError: a fault\n") == 2
+    assert capsys.readouterr().out.count(f"the grader failed on all of it: {kind.__name__}: a fault\n") == 2
 
 
 def test_reduced_isolation_has_to_be_accepted(tmp_path, monkeypatch, capsys):
