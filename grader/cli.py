@@ -283,22 +283,17 @@ def run_gradescope(arguments: argparse.Namespace) -> int:
     from grader.exports import gradescope, nothing_yet
     from grader.feedback import merge
     from grader.grade import result
+    from grader.labs import asked_files
 
     write_json(arguments.out, nothing_yet())
     lab, entry, seed, isolation = _prepare(arguments)
     try:
-        submission = read_apart(arguments.submission, "submission", entry, _extra(lab))
+        submission = read_apart(arguments.submission, "submission", entry, asked_files(lab))
         graded = grade_submission(submission, lab, entry, seed, isolation)
     except SubmissionError as error:
         graded = result("submission", lab, "", seed, isolation, [], problem=str(error))
     write_json(arguments.out, gradescope(merge(graded, {})))
     return 0
-
-
-def _extra(lab: str) -> list[str]:
-    from grader.labs import artifacts
-
-    return [name for artifact in artifacts(lab) for name in artifact.files]
 
 
 def run_export(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from grader import confine
 from grader.exercise import Artifact, Attempt, Exercise, Part, explain
-from grader.labs import artifacts, exercises
+from grader.labs import artifacts, asked_files, exercises
 from grader.protocol import ProtocolError
 from grader.sandbox import Answer, Failure, SandboxError, Worker
 from grader.submission import StrayError, Submission, SubmissionError, is_notebook, is_zip, read_apart
@@ -192,13 +192,13 @@ def grade_exercise(
                 answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
                 if not worker.alive and worker.crowded and not last:
                     raise CrowdedError(exercise.id)
-                attempts.append(_attempt(exercise, case, answer, worker.cell_errors))
+                attempts.append(_attempt(exercise, case, answer))
                 if exercise.seeded and index == 0 and attempts[-1].passed:
                     fresh = workers.enter_context(Worker(cells, setup=setup, isolation=isolation))
                     again = fresh.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
                     if not fresh.alive and fresh.crowded and not last:
                         raise CrowdedError(exercise.id)
-                    attempts[-1] = _attempt(exercise, case, again, fresh.cell_errors)
+                    attempts[-1] = _attempt(exercise, case, again)
                     if attempts[-1].passed and not exercise.repeats(answer.value, again.value):
                         attempts[-1] = Attempt(case, None, error="changed")
                 if not attempts[-1].passed:
@@ -211,9 +211,9 @@ def grade_exercise(
     return graded
 
 
-def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_errors: Sequence[str]) -> Attempt:
+def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure) -> Attempt:
     if isinstance(answer, Failure):
-        return Attempt(case, None, error=_kind(answer, cell_errors))
+        return Attempt(case, None, error=_kind(answer))
     expected = exercise.run(exercise.reference, case)
     try:
         return Attempt(case, expected, answer.value, wrong=exercise.verdict(case, expected, answer.value))
@@ -221,14 +221,11 @@ def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_erro
         return Attempt(case, expected, error="protocol")
 
 
-def _kind(failure: Failure, cell_errors: Sequence[str]) -> str:
+def _kind(failure: Failure) -> str:
     """The kind of a failure, with the exception's type where it is one of those that are named: "error: NameError"."""
-    if failure.kind == "import" or (failure.kind == "missing" and cell_errors):
-        kind, text = "import", "".join(cell_errors[:1]).partition(": ")[2]  # "cell 3: NameError: …"
-    else:
-        kind, text = failure.kind, failure.detail if failure.kind == "error" else ""
-    raised = text.partition(":")[0]
-    return f"{kind}: {raised}" if raised in NAMED else kind
+    texts = {"error": failure.detail, "import": failure.detail.partition(": ")[2]}  # "cell 3: NameError: …"
+    raised = texts.get(failure.kind, "").partition(":")[0]
+    return f"{failure.kind}: {raised}" if raised in NAMED else failure.kind
 
 
 def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> dict:
@@ -362,16 +359,15 @@ def _grade_all(
 def _grade_paths(
     paths: Sequence[Path], student: str, lab: str, entry: Mapping, seed: int, out: Path, isolation: str
 ) -> dict:
-    extra = [name for artifact in artifacts(lab) for name in artifact.files]
     try:
         if len(paths) > 1:
             names = " and ".join(repr(path.name) for path in paths)
             raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
-        submission = read_apart(paths[0], student, entry, extra)
+        submission = read_apart(paths[0], student, entry, asked_files(lab))
     except SubmissionError as error:
         nothing = _nothing(student, lab, "", seed, isolation, entry, str(error))
         return _write(nothing | {"stray": isinstance(error, StrayError)}, out)
-    done = _read_result(out / "auto" / f"{student}.json")
+    done = read_result(out / "auto" / f"{student}.json")
     wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
     if done and all(done.get(key) == value for key, value in wanted.items()):
         if not any(row.get("failed") for row in done["exercises"]):
@@ -393,10 +389,10 @@ def _write(graded: dict, out: Path) -> dict:
     return graded
 
 
-def _read_result(path: Path) -> dict | None:
-    """A result of an earlier run, or None where there is none that can be read."""
+def read_result(path: Path) -> dict | None:
+    """What the grader wrote into a file, or None where it is missing or damaged: `grade` writes it again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

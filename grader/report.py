@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from grader.feedback import mark, said_once, score
+from grader.feedback import said_once, score, tick
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222;
@@ -42,7 +42,7 @@ def html_report(grade: Mapping, entry: Mapping, titles: Mapping[str, str]) -> st
         name = " · ".join(text for text in (row["id"], titles.get(row["id"])) if text)
         body.append(f"<h2>{e(name)}: {e(score(row))}</h2>")
         cells = [
-            f"<tr><td class='{'yes' if part['passed'] else 'no'}'>{mark(part)}</td><td>{e(part['name'])}</td>"
+            f"<tr><td class='{'yes' if part['passed'] else 'no'}'>{tick(part)}</td><td>{e(part['name'])}</td>"
             f"<td>{e(text)}</td><td>{part['earned']:g}/{part['points']}</td></tr>"
             for part, text in zip(row["parts"], said_once(row["parts"]), strict=True)
         ]

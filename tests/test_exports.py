@@ -638,6 +638,18 @@ def test_one_question_is_marked_for_the_whole_class(tmp_path, monkeypatch, capsy
     assert "no written question 'lab02.1', it has lab02.4, lab02.5" in capsys.readouterr().err
 
 
+def test_marks_of_what_can_not_be_read_any_more_count_and_are_not_asked_for_again(tmp_path, capsys):
+    graded(tmp_path, made())
+    write_text(tmp_path / "manual" / "anna.yaml", "submission: s1\nexercises: {lab02.4: {points: 1}}\n")
+    damaged = made(earned=(0, 0, 0), sha256="", answers=(None, None), problem="the notebook is damaged")
+    graded(tmp_path, damaged)
+    assert main(["mark", str(tmp_path), "lab02.4"]) == 0  # a mark could not be kept: there is nothing that it is for
+    assert "no answer waits for a mark" in capsys.readouterr().out
+    assert main(["export", str(tmp_path), "--format", "csv"]) == 0
+    assert "can't be read; only a person's marks count: anna\n" in capsys.readouterr().out
+    assert rows(tmp_path / "export" / "csv" / "grades.csv")[1][2] == "1"
+
+
 # Pages, and what is said
 
 
@@ -674,22 +686,21 @@ def test_marks_for_an_earlier_submission_are_said_to_the_instructor(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("failure", "cells", "kind"),
+    ("failure", "kind"),
     [
-        (Failure("error", "NameError: name 'x' is not defined"), [], "error: NameError"),
-        (Failure("error", "MemoryError"), [], "error: MemoryError"),
-        (Failure("error", "ValueError: NameError: [3, 1, 4]"), [], "error"),
-        (Failure("error", "TELL_3_1_4: "), [], "error"),
-        (Failure("crash", "NameError: x"), [], "crash"),
-        (Failure("import", "cell 3: ModuleNotFoundError: No module named 'seaborn'"),
-         ["cell 3: ModuleNotFoundError: No module named 'seaborn'"], "import: ModuleNotFoundError"),
-        (Failure("missing"), ["lab02.1: NameError: x", "cell 4: KeyError: y"], "import: NameError"),
-        (Failure("missing"), ["lab02.1: Secret: NameError"], "import"),
-        (Failure("missing"), [], "missing"),
+        (Failure("error", "NameError: name 'x' is not defined"), "error: NameError"),
+        (Failure("error", "MemoryError"), "error: MemoryError"),
+        (Failure("error", "ValueError: NameError: [3, 1, 4]"), "error"),
+        (Failure("error", "TELL_3_1_4: "), "error"),
+        (Failure("crash", "NameError: x"), "crash"),
+        (Failure("import", "cell 3: ModuleNotFoundError: No module named 'seaborn'"), "import: ModuleNotFoundError"),
+        (Failure("import", "lab02.1: NameError: x\ncell 4: KeyError: y"), "import: NameError"),
+        (Failure("import", "lab02.1: Secret: NameError"), "import"),
+        (Failure("missing"), "missing"),
     ],
-)  # fmt: skip
-def test_the_type_of_an_exception_is_named_from_a_closed_list(failure, cells, kind):
-    assert _kind(failure, cells) == kind
+)
+def test_the_type_of_an_exception_is_named_from_a_closed_list(failure, kind):
+    assert _kind(failure) == kind
     assert kind.partition(": ")[2] in ("", *NAMED)
 
 
