@@ -190,8 +190,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     for grade in final_grades(arguments.out):
         rest = f"not graded: {grade['problem']}" if grade["problem"] else _open(grade)
         print(f"{grade['student']:24} {grade['earned']:5g} of {grade['points']}  {rest}")
-        for place, fault in _faults(grade):
-            print(f"  the grader failed on {place}: {fault}")
+        _print_faults(grade)
     print("".join(f"{line}\n" for line in _left_out(arguments.out)), end="")
     print(f"seed {seed}, isolation: {isolation}; results in {arguments.out}/auto, your marks in {arguments.out}/manual")
     return 0
@@ -203,10 +202,11 @@ def _open(grade: dict) -> str:
     return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
 
 
-def _faults(grade: dict) -> list[tuple[str, str]]:
-    """What the grader itself failed at, and with what: for instructors alone."""
-    places = [("all of it", grade), *((row["id"], row) for row in grade["exercises"])]
-    return [(place, fault) for place, result in places if (fault := result.get("failed"))]
+def _print_faults(grade: dict) -> None:
+    """Say what the grader itself failed at, and with what: to instructors alone."""
+    for place, found in [("all of it", grade), *((row["id"], row) for row in grade["exercises"])]:
+        if fault := found.get("failed"):
+            print(f"  the grader failed on {place}: {fault}")
 
 
 def run_mark(arguments: argparse.Namespace) -> int:
@@ -293,6 +293,7 @@ def run_gradescope(arguments: argparse.Namespace) -> int:
     except SubmissionError as error:
         graded = result("submission", lab, "", seed, isolation, [], problem=str(error))
     write_json(arguments.out, gradescope(merge(graded, {})))
+    _print_faults(graded)  # students don't see what is printed: stdout_visibility
     return 0
 
 

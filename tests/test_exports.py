@@ -485,6 +485,18 @@ def test_an_exercise_on_which_the_grader_failed_is_no_zero(tmp_path, capsys):
     assert cells() == ["4"] * 5
 
 
+@pytest.mark.usefixtures("_second_exercise_fails")
+def test_in_gradescope_too_the_instructor_alone_reads_why_the_grader_failed(tmp_path, capsys):
+    notebook = ROOT / "labs" / "lab02_process_steps.ipynb"
+    command = ["gradescope", str(notebook), "--lab", "lab02", "--accept-reduced", "--out", str(tmp_path / "r.json")]
+    assert main(command) == 0
+    assert "the grader failed on lab02.2: ZeroDivisionError: told to the instructor\n" in capsys.readouterr().out
+    text = (tmp_path / "r.json").read_text("utf-8")
+    assert json.loads(text)["stdout_visibility"] == "hidden"
+    assert "a person has to grade it" in text
+    assert "told to the instructor" not in text
+
+
 def test_what_could_not_be_read_is_said_beside_its_zero(tmp_path, capsys):
     graded(tmp_path, made("Anna Lee", (0, 0, 0), problem="the notebook is damaged"))
     assert main(["export", str(tmp_path), *CANVAS, str(table(tmp_path / "roster.csv", ROSTER))]) == 0
