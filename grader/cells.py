@@ -64,6 +64,15 @@ def is_python(source: str) -> bool:
     return True
 
 
+def is_text(source: str) -> bool:
+    """Whether words were written into a cell of code: no Python, or comments and expressions that call nothing."""
+    if not is_python(source):
+        return True
+    body = ast.parse(source).body
+    calls = any(isinstance(part, ast.Call) for statement in body for part in ast.walk(statement))
+    return bool(source.strip()) and all(isinstance(statement, ast.Expr) for statement in body) and not calls
+
+
 def plain_python(source: str) -> str:
     """Write a cell as the Python that Jupyter runs; one of another language becomes empty."""
     while not is_python(source):  # in Python a line may begin with % too

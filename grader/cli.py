@@ -127,13 +127,17 @@ def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:
 
 def _entry(text: str) -> tuple[str, dict]:
     """The lab that a user means, by its number or its notebook, and its entry in the manifest."""
-    beside = ROOT / LABS  # the labs that this grader was made for, wherever the command is typed
-    manifest = load_manifest(beside if (beside / "manifest.json").is_file() else LABS)
+    manifest = load_manifest(_of_course(LABS / "manifest.json").parent)
     number = re.fullmatch(r"(?:lab[ _-]?)?(\d\d?)|lab(\d\d)\D.*", Path(text).name.lower())
     lab = f"lab{int(number[1] or number[2]):02}" if number else text
     if lab not in manifest:
         raise ValueError(f"lab must be one of {', '.join(manifest)}, got {text!r}")
     return lab, manifest[lab]
+
+
+def _of_course(path: Path) -> Path:
+    """A file or folder of the course that this grader was made for, wherever the command is typed; else of this one."""
+    return ROOT / path if (ROOT / path).exists() else path
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -180,12 +184,13 @@ def run_grade(arguments: argparse.Namespace) -> int:
     write_text(arguments.out / "seed", f"{seed}\n")
     results = list(results)  # all of them, before a form that can't be read ends the command
     write_run(arguments.out, results)
-    texts = rubrics(SOLUTIONS, lab)
+    texts = rubrics(_of_course(SOLUTIONS), lab)
     for result in results:
         write_manual(result, entry, arguments.out, texts)
     for grade in final_grades(arguments.out):
         rest = f"not graded: {grade['problem']}" if grade["problem"] else _open(grade)
         print(f"{grade['student']:24} {grade['earned']:5g} of {grade['points']}  {rest}")
+        _print_faults(grade)
     print("".join(f"{line}\n" for line in _left_out(arguments.out)), end="")
     print(f"seed {seed}, isolation: {isolation}; results in {arguments.out}/auto, your marks in {arguments.out}/manual")
     return 0
@@ -197,18 +202,25 @@ def _open(grade: dict) -> str:
     return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
 
 
+def _print_faults(grade: dict) -> None:
+    """Say what the grader itself failed at, and with what: to instructors alone."""
+    for place, found in [("all of it", grade), *((row["id"], row) for row in grade["exercises"])]:
+        if fault := found.get("failed"):
+            print(f"  the grader failed on {place}: {fault}")
+
+
 def run_mark(arguments: argparse.Namespace) -> int:
     """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
     grades = final_grades(arguments.grades)
     name, entry = _entry(grades[0]["lab"])
-    texts = rubrics(SOLUTIONS, name)
+    texts = rubrics(_of_course(SOLUTIONS), name)
     lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
     if arguments.exercise not in lab:
         has = ", ".join(lab) or "none"
         raise ValueError(f"{name} has no written question {arguments.exercise!r}, it has {has}")
     question = lab[arguments.exercise]
     rows = [(grade, row) for grade in grades for row in grade["exercises"] if row["id"] == arguments.exercise]
-    waiting = [(grade, row) for grade, row in rows if row["open"] or row["stale"]]
+    waiting = [(grade, row) for grade, row in rows if row["open"] or (row["stale"] and not grade["problem"])]
     print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
     try:
         for number, (grade, row) in enumerate(waiting, start=1):
@@ -271,22 +283,18 @@ def run_gradescope(arguments: argparse.Namespace) -> int:
     from grader.exports import gradescope, nothing_yet
     from grader.feedback import merge
     from grader.grade import result
+    from grader.labs import asked_files
 
     write_json(arguments.out, nothing_yet())
     lab, entry, seed, isolation = _prepare(arguments)
     try:
-        submission = read_apart(arguments.submission, "submission", entry, _extra(lab))
+        submission = read_apart(arguments.submission, "submission", entry, asked_files(lab))
         graded = grade_submission(submission, lab, entry, seed, isolation)
     except SubmissionError as error:
         graded = result("submission", lab, "", seed, isolation, [], problem=str(error))
     write_json(arguments.out, gradescope(merge(graded, {})))
+    _print_faults(graded)  # students don't see what is printed: stdout_visibility
     return 0
-
-
-def _extra(lab: str) -> list[str]:
-    from grader.labs import artifacts
-
-    return [name for artifact in artifacts(lab) for name in artifact.files]
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -298,20 +306,25 @@ def run_export(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.grades / "export" / arguments.format
     _, entry = _entry(grades[0]["lab"])
     names = arguments.grades / "names.csv"
-    written = {
-        "gradescope": lambda: exports.export_gradescope(grades, out),
+    written, strays = {
+        "gradescope": lambda: (exports.export_gradescope(grades, out), []),
         "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),
         "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
-        "csv": lambda: exports.export_csv(grades, out),
-        "html": lambda: exports.export_html(grades, entry, headings(LABS / entry["notebook"]), out),
+        "csv": lambda: (exports.export_csv(grades, out), []),
+        "html": lambda: (exports.export_html(grades, entry, headings(_of_course(LABS / entry["notebook"])), out), []),
     }[arguments.format]()
-    unmarked = sum(row["open"] for grade in grades for row in grade["exercises"])
-    note = f"; {unmarked} written answers have no mark yet" if unmarked else ""
+    grades = [grade for grade in grades if grade["student"] not in strays]
+    unmarked = [row for grade in grades for row in grade["exercises"] if row["open"]]
+    what = "written answers" if all(row["kind"] == "written" for row in unmarked) else "exercises"
+    note = f"; {len(unmarked)} {what} have no mark yet" if unmarked else ""
     print(f"wrote {len(written)} file{'s' * (len(written) != 1)} into {out}{note}")
     said = {
         "no grade, as the grader failed: mark by hand": [g["student"] for g in grades if g["ungraded"]],
-        "0 points, as it can't be read": [g["student"] for g in grades if g["problem"] and not g["ungraded"]],
+        "can't be read; only a person's marks count": [
+            g["student"] for g in grades if g["problem"] and not g["ungraded"]
+        ],
         "marks for an earlier submission, look again": [g["student"] for g in grades if g["stale"]],
+        "left out, no student's": strays,
     }
     lines = [f"{what}: {', '.join(students)}" for what, students in said.items() if students]
     print("".join(f"{line}\n" for line in [*lines, *_left_out(arguments.grades)]), end="")

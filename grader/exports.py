@@ -33,9 +33,9 @@ MOODLE_KEYS = Keys(  # Full name_participant_assignsubmission_file_
 )
 
 
-def points(grade: Mapping) -> str:
-    """A grade as a cell; an empty one, which changes nothing there, where the grader failed and nobody has marked."""
-    return "" if grade["ungraded"] else f"{grade['earned']:g}"
+def points(earner: Mapping) -> str:
+    """A grade or an exercise as a cell, empty where the grader failed and nobody has marked: that changes nothing."""
+    return "" if earner["ungraded"] else f"{earner['earned']:g}"
 
 
 def gradescope(grade: Mapping) -> dict:
@@ -93,7 +93,7 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
             grade["lab"],
             points(grade),
             grade["points"],
-            *(f"{row['earned']:g}" for row in grade["exercises"]),
+            *map(points, grade["exercises"]),
             " ".join(row["id"] for row in grade["exercises"] if row["open"]),
             "yes" if grade["stale"] else "",
             cell(grade["problem"] or ""),
@@ -107,8 +107,8 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
 
 def export_canvas(
     grades: Sequence[Mapping], assignment: str, roster: Path | None, names: Path, out: Path
-) -> list[Path]:
-    """Write out/canvas.csv, to import into Canvas's gradebook.
+) -> tuple[list[Path], list[str]]:
+    """Write out/canvas.csv, to import into Canvas's gradebook; return also which submissions are no student's.
 
     Args: assignment: the column's name there, as in "Lab 02 (12345)"; roster: the gradebook as Canvas exports it, which
         gives each student's name and ids; without it the students' names alone stand in the file; names: names.csv.
@@ -120,14 +120,15 @@ def export_canvas(
         )
     rows = [["Points Possible".rjust(19), "", "", "", "", grades[0]["points"]]]
     if roster is None:
-        found = [{"Student": grade["student"]} for grade in grades]
+        found = {grade["student"]: {"Student": grade["student"]} for grade in grades}
     else:
         gradebook = read_roster(roster, ("Student", "ID"))
         people = [row for row in gradebook.rows if row["ID"] or not _no_student(row["Student"])]
-        found = match(_students(grades), replace(gradebook, rows=people), CANVAS_KEYS, names)
-    for grade, person in zip(grades, found, strict=True):
-        rows.append([*(cell(person.get(name, "")) for name in CANVAS), points(grade)])
-    return [write_text(out / "canvas.csv", csv_text([[*CANVAS, assignment], *rows]))]
+        found = match(_students(grades), replace(gradebook, rows=people), CANVAS_KEYS, names, _strays(grades))
+    for grade in (grade for grade in grades if grade["student"] in found):
+        rows.append([*(cell(found[grade["student"]].get(name, "")) for name in CANVAS), points(grade)])
+    written = write_text(out / "canvas.csv", csv_text([[*CANVAS, assignment], *rows]))
+    return [written], _left_out(grades, found)
 
 
 def _no_student(name: str) -> bool:
@@ -135,20 +136,24 @@ def _no_student(name: str) -> bool:
     return name.strip() in ("", "Points Possible")
 
 
-def export_moodle(grades: Sequence[Mapping], worksheet: Path | None, names: Path, out: Path) -> list[Path]:
+def export_moodle(
+    grades: Sequence[Mapping], worksheet: Path | None, names: Path, out: Path
+) -> tuple[list[Path], list[str]]:
     """Write out/moodle.csv, the downloaded worksheet with grades and feedback filled in, and a plain CSV.
 
+    Returns: what was written, and which submissions are no student's.
     Args: worksheet: Moodle's grading worksheet; without it only the plain CSV is written; names: names.csv.
     Raises: ValueError for a worksheet whose columns can't be told apart, or students who are not in it.
     """
     lines = {grade["student"]: cell("\n".join(feedback_lines(grade))) for grade in grades}
     plain, written = [["Email address", "ID number", "Grade", "Feedback"]], []
-    found, keys = [{} for _ in grades], MOODLE_KEYS
+    found, keys = {grade["student"]: {} for grade in grades}, MOODLE_KEYS
     if worksheet is not None:
         sheet = read_roster(worksheet)
         keys, for_grade, for_feedback = moodle_columns(sheet)
-        found = match(_students(grades), sheet, keys, names)
-    for grade, person in zip(grades, found, strict=True):
+        found = match(_students(grades), sheet, keys, names, _strays(grades))
+    for grade in (grade for grade in grades if grade["student"] in found):
+        person = found[grade["student"]]
         by_address = "@" in grade["student"]
         addresses = [person[column] for column in keys.ids if "@" in person.get(column, "")]
         address = [*addresses, grade["student"] if by_address else ""][0]
@@ -160,7 +165,7 @@ def export_moodle(grades: Sequence[Mapping], worksheet: Path | None, names: Path
         header = [*sheet.header, *([] if for_feedback in sheet.header else [for_feedback])]
         rows = [[person.get(name, "") for name in header] for person in sheet.rows]
         written.append(write_text(out / "moodle.csv", csv_text([header, *rows], sheet.delimiter)))
-    return [*written, write_text(out / "moodle_plain.csv", csv_text(plain))]
+    return [*written, write_text(out / "moodle_plain.csv", csv_text(plain))], _left_out(grades, found)
 
 
 def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
@@ -190,3 +195,12 @@ def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
 
 def _students(grades: Sequence[Mapping]) -> list[str]:
     return [grade["student"] for grade in grades]
+
+
+def _strays(grades: Sequence[Mapping]) -> list[str]:
+    """Submissions that may be no student's: a file of another kind, a folder without a notebook."""
+    return [grade["student"] for grade in grades if grade.get("stray")]
+
+
+def _left_out(grades: Sequence[Mapping], found: Mapping) -> list[str]:
+    return [student for student in _students(grades) if student not in found]

@@ -7,7 +7,6 @@ that were given, with a line at each that has to be looked at again; the earlier
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from grader.grade import readable
+from grader.grade import read_result, readable
 from grader.source import BEGIN, END
 from minigrpo.files import write_json, write_text
 
@@ -144,8 +143,8 @@ def merge(result: Mapping, marks: Mapping) -> dict:
     """Merge the grader's result and a person's marks into the final grade.
 
     Returns: the result with `earned` final, and for each exercise `comment`, `by` ("grader" or "person"), `open` (a
-        written answer without a mark) and `stale` (its mark was given for another submission); `stale` where one is,
-        `ungraded` where the grader failed and nobody has marked all of it by hand.
+        written answer, or what the grader failed at, without a mark), `stale` (its mark is for another submission) and
+        `ungraded` (the grader failed at it, and nobody has marked it); `stale` and `ungraded` where one is.
     Raises: ValueError for a mark for an exercise that the lab does not have, or outside 0 … its points.
     """
     given = dict(marks.get("exercises", {}))
@@ -168,6 +167,7 @@ def merge(result: Mapping, marks: Mapping) -> dict:
                 "by": "person" if marked(mark) else "grader",
                 "open": by_hand and points is None and not result["problem"],
                 "stale": marked(mark) and (other or bool(mark.get("look_again"))),
+                "ungraded": bool(result.get("failed") or row.get("failed")) and not marked(mark),
             }
         )
     if given:
@@ -180,7 +180,7 @@ def merge(result: Mapping, marks: Mapping) -> dict:
         "problem": problem,
         "earned": sum(row["earned"] for row in rows),
         "stale": any(row["stale"] for row in rows),
-        "ungraded": bool(result.get("failed") and problem),
+        "ungraded": any(row["ungraded"] for row in rows),
     }
 
 
@@ -207,32 +207,24 @@ def left_out(out: Path) -> list[str]:
 
 def check_folder(out: Path, lab: str) -> None:
     """Refuse to grade a lab into the results of another. Raises ValueError."""
-    others = {result["lab"] for path in (out / "auto").glob("*.json") if (result := _read(path))} - {lab}
+    others = {result["lab"] for path in (out / "auto").glob("*.json") if (result := read_result(path))} - {lab}
     if others:
         raise ValueError(f"{out} holds grades of {' and '.join(sorted(others))}: give each lab a folder of its own")
 
 
 def _results(out: Path) -> tuple[list[dict], list[dict]]:
     """The results of the last run's submissions, in order, and the others."""
-    results = [(path, _read(path)) for path in sorted((out / "auto").glob("*.json"))]
+    results = [(path, read_result(path)) for path in sorted((out / "auto").glob("*.json"))]
     if not results:
         raise ValueError(f"no grades in {out}: run `python -m grader grade … --out {out}` first")
     if damaged := [str(path) for path, result in results if not result]:
         raise ValueError(f"{', '.join(damaged)} is damaged: run `python -m grader grade … --out {out}` again")
-    run = _read(out / "run.json")
+    run = read_result(out / "run.json")
     known = [result["student"] for _, result in results] if run is None else run["submissions"]
     return (
         [result for _, result in results if result["student"] in known],
         [result for _, result in results if result["student"] not in known],
     )
-
-
-def _read(path: Path) -> dict | None:
-    """A file that the grader wrote, or None where it is missing or damaged: `grade` writes it again."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def score(row: Mapping) -> str:
@@ -266,10 +258,10 @@ def feedback_lines(grade: Mapping) -> list[str]:
     for row in grade["exercises"]:
         lines.append(f"{row['id']}: {score(row)}")
         for part, text in zip(row["parts"], said_once(row["parts"]), strict=True):
-            lines.append(f"  {mark(part)} {part['name']}" + f": {text}" * bool(text))
+            lines.append(f"  {tick(part)} {part['name']}" + f": {text}" * bool(text))
         lines += [f"  {row['comment']}"] if row["comment"] else []
     return lines
 
 
-def mark(part: Mapping) -> str:
+def tick(part: Mapping) -> str:
     return "✓" if part["passed"] else "✗"

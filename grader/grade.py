@@ -21,13 +21,17 @@ from tqdm.auto import tqdm
 
 from grader import confine
 from grader.exercise import Artifact, Attempt, Exercise, Part, explain
-from grader.labs import artifacts, exercises
+from grader.labs import artifacts, asked_files, exercises
 from grader.protocol import ProtocolError
 from grader.sandbox import Answer, Failure, SandboxError, Worker
-from grader.submission import Submission, SubmissionError, is_notebook, is_zip, read_apart
+from grader.submission import StrayError, Submission, SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.files import write_json
 
 HERE = Path(__file__).resolve().parent
+NO_POINTS = {  # files that decide none
+    *("__main__", "check", "cli", "doctor", "exports", "feedback", "local", "release", "report", "roster", "source"),
+    *("README", "commands", "demo", "explorer", "plots", "viz"),
+}
 LONGEST_NAME = 200  # bytes of a student's name: with what our own files' names add, a file system takes 255
 KINDS = {  # what a failure of the worker is called in the feedback; nothing of the student's output is shown
     "crash": "the code ended Python itself (os._exit, a crash, or a limit on processes or memory)",
@@ -51,6 +55,9 @@ NAMED = (
     "SyntaxError",
     "UnboundLocalError",
 )
+
+
+FAILED = "the grader failed on this {}: a person has to grade it"  # all that a student reads of a fault of ours
 
 
 class CrowdedError(RuntimeError):
@@ -103,13 +110,17 @@ def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int
         try:
             parts = _grade_row(row, submission, lab, entry["setup"], seed, isolation)
         except Exception as error:  # noqa: BLE001  (the grader's own fault: said, and no other exercise's loss)
-            failed = printable(f"{type(error).__name__}: {error}")
-            why = "the grader failed on this exercise: a person has to grade it"
-            parts = [{"name": "all of it", "points": row["points"], "earned": 0, "passed": False, "feedback": why}]
+            failed, nothing = _fault(error), {"points": row["points"], "earned": 0, "passed": False}
+            parts = [{"name": "all of it", **nothing, "feedback": FAILED.format("exercise")}]
         earned = sum(part["earned"] for part in parts)
         answer = submission.answers.get(row["id"])
         rows.append(kept | {"earned": earned, "parts": parts, "answer": answer and readable(answer), "failed": failed})
     return result(submission.student, lab, submission.sha256, seed, isolation, rows)
+
+
+def _fault(error: BaseException) -> str:
+    """What the grader failed with, for the instructor alone."""
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def _grade_row(row: Mapping, submission: Submission, lab: str, setup: str, seed: int, isolation: str) -> list[dict]:
@@ -141,6 +152,8 @@ def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows:
         "isolation": isolation,
         "version": version(lab),
         "problem": problem and printable(problem),
+        "failed": None,  # what the grader itself failed with, where it could grade nothing
+        "stray": False,  # no notebook: perhaps a file that lies beside a submission
         "earned": sum(row["earned"] for row in rows),
         "points": sum(row["points"] for row in rows),
         "exercises": list(rows),
@@ -150,10 +163,12 @@ def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows:
 @cache
 def version(lab: str) -> str:
     """A hash of the code that decides the lab's points; where it is another one, `grade` grades again."""
-    digest = hashlib.sha256()
-    for path in sorted([*HERE.rglob("*.py"), *HERE.rglob("*.json"), *(HERE.parent / "minigrpo").glob("*.py")]):
-        if not re.match(r"lab\d\d", path.stem) or path.stem == lab:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest, package = hashlib.sha256(), HERE.parent / "minigrpo"
+    paths = [*HERE.rglob("*.py"), *HERE.rglob("*.json"), *package.rglob("*.py"), *package.glob("llm/tiny/*")]
+    for path in sorted(paths):
+        own = re.match(r"lab\d\d", path.stem)  # lab08_runs.json is lab 08's
+        if path.stem not in NO_POINTS and (not own or own[0] == lab):
+            digest.update(path.relative_to(HERE.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -177,13 +192,13 @@ def grade_exercise(
                 answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
                 if not worker.alive and worker.crowded and not last:
                     raise CrowdedError(exercise.id)
-                attempts.append(_attempt(exercise, case, answer, worker.cell_errors))
+                attempts.append(_attempt(exercise, case, answer))
                 if exercise.seeded and index == 0 and attempts[-1].passed:
                     fresh = workers.enter_context(Worker(cells, setup=setup, isolation=isolation))
                     again = fresh.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
                     if not fresh.alive and fresh.crowded and not last:
                         raise CrowdedError(exercise.id)
-                    attempts[-1] = _attempt(exercise, case, again, fresh.cell_errors)
+                    attempts[-1] = _attempt(exercise, case, again)
                     if attempts[-1].passed and not exercise.repeats(answer.value, again.value):
                         attempts[-1] = Attempt(case, None, error="changed")
                 if not attempts[-1].passed:
@@ -196,9 +211,9 @@ def grade_exercise(
     return graded
 
 
-def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_errors: Sequence[str]) -> Attempt:
+def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure) -> Attempt:
     if isinstance(answer, Failure):
-        return Attempt(case, None, error=_kind(answer, cell_errors))
+        return Attempt(case, None, error=_kind(answer))
     expected = exercise.run(exercise.reference, case)
     try:
         return Attempt(case, expected, answer.value, wrong=exercise.verdict(case, expected, answer.value))
@@ -206,14 +221,11 @@ def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure, cell_erro
         return Attempt(case, expected, error="protocol")
 
 
-def _kind(failure: Failure, cell_errors: Sequence[str]) -> str:
+def _kind(failure: Failure) -> str:
     """The kind of a failure, with the exception's type where it is one of those that are named: "error: NameError"."""
-    if failure.kind == "import" or (failure.kind == "missing" and cell_errors):
-        kind, text = "import", "".join(cell_errors[:1]).partition(": ")[2]  # "cell 3: NameError: …"
-    else:
-        kind, text = failure.kind, failure.detail if failure.kind == "error" else ""
-    raised = text.partition(":")[0]
-    return f"{kind}: {raised}" if raised in NAMED else kind
+    texts = {"error": failure.detail, "import": failure.detail.partition(": ")[2]}  # "cell 3: NameError: …"
+    raised = texts.get(failure.kind, "").partition(":")[0]
+    return f"{failure.kind}: {raised}" if raised in NAMED else failure.kind
 
 
 def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> dict:
@@ -334,8 +346,8 @@ def _grade_all(
         for future in as_completed(work):
             student = work[future]
             if (failure := future.exception()) is not None:  # the grader's own fault: said, never the others' loss
-                why = f"the grader failed on this submission ({type(failure).__name__}: {failure}); grade it by hand"
-                yield _write(_nothing(student, lab, "", seed, isolation, entry, why) | {"failed": True}, out)
+                nothing = _nothing(student, lab, "", seed, isolation, entry, FAILED.format("submission"))
+                yield _write(nothing | {"failed": _fault(failure)}, out)
             else:
                 yield future.result()
             bar.update()
@@ -347,15 +359,15 @@ def _grade_all(
 def _grade_paths(
     paths: Sequence[Path], student: str, lab: str, entry: Mapping, seed: int, out: Path, isolation: str
 ) -> dict:
-    extra = [name for artifact in artifacts(lab) for name in artifact.files]
     try:
         if len(paths) > 1:
             names = " and ".join(repr(path.name) for path in paths)
             raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
-        submission = read_apart(paths[0], student, entry, extra)
-    except (SubmissionError, OSError) as error:
-        return _write(_nothing(student, lab, "", seed, isolation, entry, str(error)), out)
-    done = _read_result(out / "auto" / f"{student}.json")
+        submission = read_apart(paths[0], student, entry, asked_files(lab))
+    except SubmissionError as error:
+        nothing = _nothing(student, lab, "", seed, isolation, entry, str(error))
+        return _write(nothing | {"stray": isinstance(error, StrayError)}, out)
+    done = read_result(out / "auto" / f"{student}.json")
     wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
     if done and all(done.get(key) == value for key, value in wanted.items()):
         if not any(row.get("failed") for row in done["exercises"]):
@@ -372,15 +384,15 @@ def _nothing(student: str, lab: str, sha256: str, seed: int, isolation: str, ent
     return result(student, lab, sha256, seed, isolation, rows, problem=why)
 
 
-def _write(result: dict, out: Path) -> dict:
-    write_json(out / "auto" / f"{result['student']}.json", result)
-    return result
+def _write(graded: dict, out: Path) -> dict:
+    write_json(out / "auto" / f"{graded['student']}.json", graded)
+    return graded
 
 
-def _read_result(path: Path) -> dict | None:
-    """A result of an earlier run, or None where there is none that can be read."""
+def read_result(path: Path) -> dict | None:
+    """What the grader wrote into a file, or None where it is missing or damaged: `grade` writes it again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None

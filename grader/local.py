@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from grader.check import public_report
-from grader.labs import artifacts, exercises
+from grader.labs import asked_files, exercises
 from grader.submission import Submission, SubmissionError, is_notebook, read_submission
 from minigrpo.files import write_bytes
 
@@ -77,7 +77,7 @@ def pack(path: Path, lab: str, entry: Mapping, files: Path | None, out: Path) ->
     lines = [f"{name}: {problem}" for name, problem in submission.problems.items()]
     missing = unfinished(submission, entry)
     lines += [f"not written yet: {', '.join(missing)}"] if missing else []
-    for name in (name for artifact in artifacts(lab) for name in artifact.files):
+    for name in asked_files(lab):
         if (source := _find(name, files)) is None:
             where = "name the folder it lies in, with --files DIR" if files is None else f"it is not in {files}"
             lines.append(f"{name} is not packed: {where}")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from grader.feedback import mark, said_once, score
+from grader.feedback import said_once, score, tick
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222;
@@ -32,8 +32,9 @@ def html_report(grade: Mapping, entry: Mapping, titles: Mapping[str, str]) -> st
     e, title = html.escape, entry["title"]
     questions = {row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**") for row in entry["exercises"]}
     unmarked = sum(row["points"] for row in grade["exercises"] if row["open"])
-    rest = f" so far; {unmarked} points are not marked yet" if unmarked else ""
-    total = "no grade yet" if grade["ungraded"] else f"{grade['earned']:g} of {grade['points']}"
+    rest = f"; {unmarked} points are not marked yet" if unmarked else ""
+    so_far = f"{grade['earned']:g} of {grade['points']}" + " so far" * bool(unmarked)
+    total = "no grade yet" if grade["ungraded"] else so_far
     body = [f"<h1>{e(title)}</h1>", f"<p>{e(grade['student'])}: <strong>{total}</strong>{rest}</p>"]
     if grade["problem"]:
         body.append(f"<p class='no'>Not graded: {e(grade['problem'])}</p>")
@@ -41,7 +42,7 @@ def html_report(grade: Mapping, entry: Mapping, titles: Mapping[str, str]) -> st
         name = " · ".join(text for text in (row["id"], titles.get(row["id"])) if text)
         body.append(f"<h2>{e(name)}: {e(score(row))}</h2>")
         cells = [
-            f"<tr><td class='{'yes' if part['passed'] else 'no'}'>{mark(part)}</td><td>{e(part['name'])}</td>"
+            f"<tr><td class='{'yes' if part['passed'] else 'no'}'>{tick(part)}</td><td>{e(part['name'])}</td>"
             f"<td>{e(text)}</td><td>{part['earned']:g}/{part['points']}</td></tr>"
             for part, text in zip(row["parts"], said_once(row["parts"]), strict=True)
         ]

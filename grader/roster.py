@@ -11,7 +11,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,16 +76,20 @@ def read_roster(path: Path, needed: Iterable[str] = ()) -> Roster:
     return Roster(path, delimiter, header, rows)
 
 
-def match(students: Sequence[str], roster: Roster, keys: Keys, names: Path) -> list[dict[str, str]]:
+def match(
+    students: Sequence[str], roster: Roster, keys: Keys, names: Path, strays: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
     """Find each student's row.
 
-    Args: students: the submissions' names; names: names.csv, where people write the ids of those that are not found.
+    Args: students: the submissions' names; names: names.csv, where people write the ids of those that are not found;
+        strays: those of the names that may be no student's.
+    Returns: rows by name, without the strays that have none of their own.
     Raises: ValueError for students without one row, all in one sentence, after their lines were added to names.csv, and
         where two submissions are one person's.
     """
     given = _read_names(names)
-    found = [find(student, roster.rows, keys, given.get(_composed(student), "")) for student in students]
-    missing = [student for student, rows in zip(students, found, strict=True) if len(rows) != 1]
+    found = {student: find(student, roster.rows, keys, given.get(_composed(student), "")) for student in students}
+    missing = [student for student, rows in found.items() if len(rows) != 1 and student not in strays]
     if missing:
         _write_names(names, given, missing)
         raise ValueError(
@@ -93,14 +97,17 @@ def match(students: Sequence[str], roster: Roster, keys: Keys, names: Path) -> l
             f"write the id of each into {names}, and export again"
         )
     owners: dict[int, str] = {}
-    for student, (row,) in zip(students, found, strict=True):
-        other = owners.setdefault(id(row), student)
+    for student in sorted(students, key=lambda student: student in strays):  # what was graded has its row first
+        rows = found[student]
+        if student in strays and (len(rows) != 1 or id(rows[0]) in owners):
+            continue
+        other = owners.setdefault(id(rows[0]), student)
         if other != student:
             raise ValueError(
                 f"{roster.path} has one row for both {other!r} and {student!r}: "
                 f"write the right id of one into {names}, or take one of them away and grade again"
             )
-    return [row for (row,) in found]
+    return {student: found[student][0] for student in owners.values()}
 
 
 def find(student: str, rows: Sequence[dict[str, str]], keys: Keys, given: str = "") -> list[dict[str, str]]:

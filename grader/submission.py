@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from grader.cells import ANYTHING, JUPYTER, LARGEST_CELL, Cell, code_cell, imported, is_python, statements
+from grader.cells import ANYTHING, JUPYTER, LARGEST_CELL, Cell, code_cell, imported, is_text, statements
 
 MIB = 2**20
 LARGEST_NOTEBOOK = 8 * MIB  # with its pictures
@@ -46,6 +46,10 @@ QUESTION = re.compile(r"\s*\*\*(lab\d\d\.\d+)\*\*")  # how each written question
 
 class SubmissionError(ValueError):
     """A submission that can't be read; the sentence is for the student."""
+
+
+class StrayError(SubmissionError):
+    """No notebook, and nothing that holds one: perhaps no submission at all, but a file that lies beside one."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def read_submission(path: Path, student: str, entry: Mapping, extra_files: Seque
     files, refused = _files(path, entry["notebook"], extra_files)
     notebooks = [name for name in files if is_notebook(name)]
     if not notebooks:
-        raise SubmissionError(f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it")
+        raise StrayError(f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it")
     cells = _cells(files[notebooks[0]])
     _refuse_other_lab(cells, entry)
     with warnings.catch_warnings():
@@ -106,8 +110,9 @@ def read_submission(path: Path, student: str, entry: Mapping, extra_files: Seque
     for row in entry["exercises"]:
         if row["kind"] == "artifact" and (why := [refused[name] for name in row["files"] if name in refused]):
             found["problems"][row["id"]] = why[0]
-    digest = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + files[name] for name in sorted(files))).hexdigest()
     extra = {name: content for name, content in files.items() if name not in notebooks}
+    graded = extra | {entry["notebook"]: files[notebooks[0]]}  # whatever a student calls it
+    digest = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + graded[name] for name in sorted(graded))).hexdigest()
     return Submission(student, digest, files=extra, **found)
 
 
@@ -136,7 +141,7 @@ def _files(path: Path, notebook: str, extra: Sequence[str]) -> tuple[dict[str, b
         return _unzip(path, notebook, extra)
     if is_notebook(path.name) and path.is_file():
         return {path.name: _read(path.open("rb"), path.name)}, {}
-    raise SubmissionError(f"{path.name} is neither a notebook (.ipynb) nor a zip")
+    raise StrayError(f"{path.name} is neither a notebook (.ipynb) nor a zip")
 
 
 def _read_all(
@@ -283,7 +288,7 @@ def _sort_cells(cells: Sequence[_RawCell], rows: Sequence[Mapping]) -> dict:
         elif parsed and cell.exercise in code:
             question = None
             found[cell.exercise].append(parsed)
-        elif question and (parsed is None or not is_python(parsed.source)):
+        elif question and (parsed is None or is_text(parsed.source)):
             texts[question].append(cell.source[:LARGEST_CELL])
         elif parsed:
             unclaimed.append(parsed)
@@ -328,7 +333,7 @@ serve()
 def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
     """Read a submission as `read_submission` does, within limits of time and memory, in a process of its own.
 
-    Raises: as `read_submission`; RuntimeError where the process fails by a fault of ours.
+    Raises: SubmissionError; RuntimeError where the process fails by a fault of ours, OSError where it does not start.
     """
     here = Path(__file__).resolve().parent
     limits = {"RLIMIT_CPU": MOST_SECONDS, "RLIMIT_AS": MOST_MEMORY}
@@ -342,7 +347,7 @@ def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[s
         raise RuntimeError(f"reading {path.name} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
     reply = json.loads(done.stdout)
     if "problem" in reply:
-        raise SubmissionError(reply["problem"])
+        raise (StrayError if reply["stray"] else SubmissionError)(reply["problem"])
     cells = {name: _cell(fields) for name, fields in reply["exercises"].items()}
     helpers = tuple(map(_cell, reply["helpers"]))
     files = {name: base64.b64decode(content) for name, content in reply["files"].items()}
@@ -364,10 +369,12 @@ def serve() -> None:
     try:
         reply = dataclasses.asdict(read_submission(Path(place), student, entry, extra_files))
         text = json.dumps(reply, default=lambda v: base64.b64encode(v).decode() if isinstance(v, bytes) else sorted(v))
-    except (SubmissionError, OSError) as error:
-        text = json.dumps({"problem": str(error)})
+    except SubmissionError as error:
+        text = json.dumps({"problem": str(error), "stray": isinstance(error, StrayError)})
+    except OSError as error:
+        text = json.dumps({"problem": f"{Path(place).name} can't be read ({error.strerror})", "stray": False})
     except MemoryError:
-        text = json.dumps({"problem": TOO_HARD.format(Path(place).name)})
+        text = json.dumps({"problem": TOO_HARD.format(Path(place).name), "stray": False})
     print(text)
 
 

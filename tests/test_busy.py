@@ -37,7 +37,6 @@ class Machine:
 class _Worker:
     alive = loaded = True
     crowded = False
-    cell_errors = ()
 
     def __init__(self, machine: Machine, exercise: str):
         self.machine, self.exercise = machine, next(e for e in CODE if e.id == exercise)

@@ -54,7 +54,7 @@ def made(student="anna", earned=(4, 5, 0), sha256="s1", answers=("One set.", "No
     return head | {"problem": None, "earned": sum(earned), "points": 16, "exercises": rows} | more
 
 
-FAILED = {"problem": "the grader failed on this submission (E); grade it by hand", "failed": True, "earned": 0}
+FAILED = {"problem": "the grader failed on this submission: a person has to grade it", "failed": "E: e", "earned": 0}
 
 
 def failed(student="anna") -> dict:
@@ -260,6 +260,71 @@ def test_a_damaged_result_is_named(tmp_path, capsys):
     assert "boris.json is damaged: run `python -m grader grade" in capsys.readouterr().err
 
 
+@pytest.fixture
+def _nine_points(monkeypatch):
+    """Grading without a sandbox: whatever can be read earns nine points."""
+    monkeypatch.setattr("grader.grade.grade_submission", lambda s, *_: made(s.student, sha256=s.sha256))
+
+
+def handed_in(folder: Path, *names: str) -> Path:
+    """Grade a folder of such files: notebooks are the lab's, damaged where their name says so."""
+    notebook = (ROOT / "labs" / "lab02_process_steps.ipynb").read_bytes()
+    for name in names:
+        path = folder / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(notebook if path.suffix == ".ipynb" and "damaged" not in name else b"something else")
+    command = ["grade", str(folder / "in"), "--lab", "lab02", "--seed", "5", "--accept-reduced", "--quiet"]
+    assert main([*command, "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.mark.usefixtures("_nine_points")
+@pytest.mark.parametrize(
+    ("stray", "left"),
+    [
+        ("leeanna_101_556_notes.pdf", "leeanna_101_556_notes"),  # of one who has handed in a notebook
+        ("leeanna_101_556_figures.zip/notes.txt", "leeanna_101_556_figures.zip"),
+        ("desktop.ini", "desktop"),  # of nobody
+        ("jn.pdf", "jn.pdf"),  # named in full, as the name is that of the notebook beside it
+        ("bo_9_556_notes.pdf", "bo_9_556_notes"),
+    ],
+)
+def test_a_stray_file_stops_no_export_to_canvas(tmp_path, capsys, stray, left):
+    out = handed_in(tmp_path, "leeanna_101_555_lab02.ipynb", "jn.ipynb", stray)
+    assert main(["export", str(out), *CANVAS, str(table(tmp_path / "roster.csv", ROSTER))]) == 0
+    assert f"left out, no student's: {left}\n" in capsys.readouterr().out
+    assert [(row[1], row[-1]) for row in rows(out / "export" / "canvas" / "canvas.csv")[2:]] == [
+        ("102", "9"),
+        ("101", "9"),
+    ]
+
+
+@pytest.mark.usefixtures("_nine_points")
+def test_a_folder_of_text_stops_no_export_to_moodle(tmp_path, capsys):
+    name = "Anna Lee_42_assignsubmission_{}_"
+    out = handed_in(tmp_path, f"{name.format('file')}/a.ipynb", f"{name.format('onlinetext')}/onlinetext.html")
+    text = "Identifier,Full name,Grade,Feedback comments\nParticipant 42,Anna Lee,,\n"
+    sheet = table(tmp_path / "sheet.csv", text)
+    assert main(["export", str(out), "--format", "moodle", "--worksheet", str(sheet)]) == 0
+    assert f"left out, no student's: {name.format('onlinetext')}\n" in capsys.readouterr().out
+    assert [row[2] for row in rows(out / "export" / "moodle" / "moodle.csv")[1:]] == ["9"]
+    assert [row[2] for row in rows(out / "export" / "moodle" / "moodle_plain.csv")[1:]] == ["9"]
+
+
+@pytest.mark.usefixtures("_nine_points")
+def test_who_handed_in_what_can_not_be_graded_is_no_stray(tmp_path, capsys):
+    """A student's only file has its row whatever it is, and a notebook that can't be read is asked for."""
+    roster = table(tmp_path / "roster.csv", ROSTER)
+    out = handed_in(tmp_path, "leeanna_101_555_lab02.pdf", "leeanna_101_556_more.pdf", "jn.ipynb")
+    assert main(["export", str(out), *CANVAS, str(roster)]) == 0
+    assert "left out, no student's: leeanna_101_556_more\n" in capsys.readouterr().out
+    canvas = rows(out / "export" / "canvas" / "canvas.csv")[2:]
+    assert sorted((row[1], row[-1]) for row in canvas) == [("101", "0"), ("102", "9")]
+    out = handed_in(tmp_path, "damaged.ipynb", "desktop.ini")
+    assert main(["export", str(out), *CANVAS, str(roster)]) == 2
+    assert "no one row for 'damaged':" in capsys.readouterr().err
+
+
 # Rosters and tables
 
 SHEETS = {
@@ -365,14 +430,90 @@ def test_a_submission_on_which_the_grader_failed_has_no_grade_until_it_is_marked
     assert canvas()["101"] == "10"
 
 
+@pytest.fixture
+def _second_exercise_fails(monkeypatch):
+    """The grader fails on lab02.2, and takes every other answer for wrong."""
+
+    def grade(exercise, *arguments, **options):
+        if exercise.id == "lab02.2":
+            raise ZeroDivisionError("told to the instructor")
+        return [
+            {"name": part.name, "points": part.points, "earned": 0, "passed": False, "feedback": part.hint}
+            for part in exercise.parts
+        ]
+
+    monkeypatch.setattr("grader.grade.grade_exercise", grade)
+
+
+@pytest.mark.usefixtures("_second_exercise_fails")
+def test_an_exercise_on_which_the_grader_failed_is_no_zero(tmp_path, capsys):
+    """No table has a grade for its student until a person has marked that exercise, and no page tells why it failed."""
+    notebook = (ROOT / "labs" / "lab02_process_steps.ipynb").read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "Anna Lee.ipynb").write_bytes(notebook)
+    out = tmp_path / "out"
+    command = ["grade", str(tmp_path / "in"), "--lab", "lab02", "--seed", "5", "--accept-reduced", "--quiet"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert "the grader failed on lab02.2: ZeroDivisionError: told to the instructor\n" in capsys.readouterr().out
+    roster = table(tmp_path / "roster.csv", ROSTER)
+    sheet = table(
+        tmp_path / "sheet.csv",
+        "Identifier,Full name,Grade,Maximum Grade,Feedback comments\nParticipant 1,Anna Lee,3,16,kept\n",
+    )
+
+    def written(format_: str, *options: str) -> Path:
+        assert main(["export", str(out), "--format", format_, *options]) == 0
+        return out / "export" / format_
+
+    def cells() -> list[str]:
+        canvas = rows(written(*CANVAS[1:], str(roster)) / "canvas.csv")[2][-1]
+        moodle = written("moodle", "--worksheet", str(sheet))
+        own = rows(written("csv") / "grades.csv")[1]
+        return [canvas, rows(moodle / "moodle.csv")[1][2], rows(moodle / "moodle_plain.csv")[1][2], own[2], own[5]]
+
+    assert cells() == ["", "3", "", "", ""]
+    said = capsys.readouterr().out
+    assert "1 exercises have no mark yet" in said
+    assert "no grade, as the grader failed: mark by hand: Anna Lee" in said
+    page = (written("html") / "Anna Lee.html").read_text("utf-8")
+    assert "<strong>no grade yet</strong>; 5 points are not marked yet" in page
+    assert "a person has to grade it" in page
+    assert "told to the instructor" not in page
+    form = out / "manual" / "Anna Lee.yaml"
+    before, _, rest = form.read_text("utf-8").partition("lab02.2:")
+    form.write_text(f"{before}lab02.2:{rest.replace('points:', 'points: 4', 1)}", encoding="utf-8")
+    assert cells() == ["4"] * 5
+
+
+@pytest.mark.usefixtures("_second_exercise_fails")
+def test_in_gradescope_too_the_instructor_alone_reads_why_the_grader_failed(tmp_path, capsys):
+    notebook = ROOT / "labs" / "lab02_process_steps.ipynb"
+    command = ["gradescope", str(notebook), "--lab", "lab02", "--accept-reduced", "--out", str(tmp_path / "r.json")]
+    assert main(command) == 0
+    assert "the grader failed on lab02.2: ZeroDivisionError: told to the instructor\n" in capsys.readouterr().out
+    text = (tmp_path / "r.json").read_text("utf-8")
+    assert json.loads(text)["stdout_visibility"] == "hidden"
+    assert "a person has to grade it" in text
+    assert "told to the instructor" not in text
+
+
 def test_what_could_not_be_read_is_said_beside_its_zero(tmp_path, capsys):
     graded(tmp_path, made("Anna Lee", (0, 0, 0), problem="the notebook is damaged"))
     assert main(["export", str(tmp_path), *CANVAS, str(table(tmp_path / "roster.csv", ROSTER))]) == 0
-    assert "0 points, as it can't be read: Anna Lee" in capsys.readouterr().out
+    assert "can't be read; only a person's marks count: Anna Lee" in capsys.readouterr().out
     assert rows(tmp_path / "export" / "canvas" / "canvas.csv")[2][-1] == "0"
 
 
 # Marks by people
+
+
+@pytest.mark.usefixtures("_nine_points")
+def test_forms_and_pages_are_the_same_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = handed_in(tmp_path, "anna.ipynb")
+    assert "*Rubric.* 1 point: one leaf with two members" in (out / "manual" / "anna.yaml").read_text("utf-8")
+    assert main(["export", str(out), "--format", "html"]) == 0
+    assert "lab02.2 · Sizes, on tensors: 5 of 5" in (out / "export" / "html" / "anna.html").read_text("utf-8")
 
 
 def form_of(folder: Path, student="anna") -> dict:
@@ -509,6 +650,18 @@ def test_one_question_is_marked_for_the_whole_class(tmp_path, monkeypatch, capsy
     assert "no written question 'lab02.1', it has lab02.4, lab02.5" in capsys.readouterr().err
 
 
+def test_marks_of_what_can_not_be_read_any_more_count_and_are_not_asked_for_again(tmp_path, capsys):
+    graded(tmp_path, made())
+    write_text(tmp_path / "manual" / "anna.yaml", "submission: s1\nexercises: {lab02.4: {points: 1}}\n")
+    damaged = made(earned=(0, 0, 0), sha256="", answers=(None, None), problem="the notebook is damaged")
+    graded(tmp_path, damaged)
+    assert main(["mark", str(tmp_path), "lab02.4"]) == 0  # a mark could not be kept: there is nothing that it is for
+    assert "no answer waits for a mark" in capsys.readouterr().out
+    assert main(["export", str(tmp_path), "--format", "csv"]) == 0
+    assert "can't be read; only a person's marks count: anna\n" in capsys.readouterr().out
+    assert rows(tmp_path / "export" / "csv" / "grades.csv")[1][2] == "1"
+
+
 # Pages, and what is said
 
 
@@ -545,22 +698,21 @@ def test_marks_for_an_earlier_submission_are_said_to_the_instructor(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("failure", "cells", "kind"),
+    ("failure", "kind"),
     [
-        (Failure("error", "NameError: name 'x' is not defined"), [], "error: NameError"),
-        (Failure("error", "MemoryError"), [], "error: MemoryError"),
-        (Failure("error", "ValueError: NameError: [3, 1, 4]"), [], "error"),
-        (Failure("error", "TELL_3_1_4: "), [], "error"),
-        (Failure("crash", "NameError: x"), [], "crash"),
-        (Failure("import", "cell 3: ModuleNotFoundError: No module named 'seaborn'"),
-         ["cell 3: ModuleNotFoundError: No module named 'seaborn'"], "import: ModuleNotFoundError"),
-        (Failure("missing"), ["lab02.1: NameError: x", "cell 4: KeyError: y"], "import: NameError"),
-        (Failure("missing"), ["lab02.1: Secret: NameError"], "import"),
-        (Failure("missing"), [], "missing"),
+        (Failure("error", "NameError: name 'x' is not defined"), "error: NameError"),
+        (Failure("error", "MemoryError"), "error: MemoryError"),
+        (Failure("error", "ValueError: NameError: [3, 1, 4]"), "error"),
+        (Failure("error", "TELL_3_1_4: "), "error"),
+        (Failure("crash", "NameError: x"), "crash"),
+        (Failure("import", "cell 3: ModuleNotFoundError: No module named 'seaborn'"), "import: ModuleNotFoundError"),
+        (Failure("import", "lab02.1: NameError: x\ncell 4: KeyError: y"), "import: NameError"),
+        (Failure("import", "lab02.1: Secret: NameError"), "import"),
+        (Failure("missing"), "missing"),
     ],
-)  # fmt: skip
-def test_the_type_of_an_exception_is_named_from_a_closed_list(failure, cells, kind):
-    assert _kind(failure, cells) == kind
+)
+def test_the_type_of_an_exception_is_named_from_a_closed_list(failure, kind):
+    assert _kind(failure) == kind
     assert kind.partition(": ")[2] in ("", *NAMED)
 
 

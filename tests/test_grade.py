@@ -120,18 +120,39 @@ def test_a_change_of_the_grader_or_of_the_lab_grades_again(tmp_path, monkeypatch
 
 
 def test_the_version_is_that_of_the_code_the_lab_is_graded_with(monkeypatch, tmp_path):
+    """All that decides the lab's points, and nothing else."""
     from grader import grade as module
 
-    for path in [*(thirty.ROOT / "grader").rglob("*.py"), *(thirty.ROOT / "minigrpo").glob("*.py")]:
-        write(tmp_path, path.relative_to(thirty.ROOT), path.read_bytes())
+    copied = [path for package in ("grader", "minigrpo") for path in (thirty.ROOT / package).rglob("*.*")]
+    for path in copied:
+        if path.suffix in (".py", ".json"):
+            write(tmp_path, path.relative_to(thirty.ROOT), path.read_bytes())
     monkeypatch.setattr(module, "HERE", tmp_path / "grader")
-    before = module.version.__wrapped__("lab02")
-    for name, same in (("grader/labs/lab01.py", True), ("grader/labs/lab02.py", False), ("minigrpo/steps.py", False)):
+
+    def changed(name: str, lab: str) -> bool:
+        before = module.version.__wrapped__(lab)
         with (tmp_path / name).open("a") as file:
             file.write("# changed\n")
-        after = module.version.__wrapped__("lab02")
-        assert (after == before) == same, name
-        before = after
+        return module.version.__wrapped__(lab) != before
+
+    for lab, name in (
+        ("lab02", "grader/labs/lab02.py"),
+        ("lab02", "grader/exercise.py"),
+        ("lab02", "grader/submission.py"),
+        ("lab02", "minigrpo/steps.py"),
+        ("lab06", "grader/thresholds/lab06.json"),
+        ("lab08", "grader/labs/lab08_runs.json"),
+        ("lab09", "minigrpo/llm/evaluation.py"),
+        ("lab09", "minigrpo/llm/tiny/config.json"),
+    ):
+        assert changed(name, lab), (lab, name)
+    for lab, name in (
+        ("lab02", "grader/labs/lab01.py"),
+        ("lab02", "grader/labs/lab08_runs.json"),
+        *(("lab02", f"grader/{name}.py") for name in ("cli", "exports", "feedback", "report", "roster", "release")),
+        ("lab02", "minigrpo/viz.py"),
+    ):
+        assert not changed(name, lab), (lab, name)
 
 
 def test_names_of_students_can_do_no_harm(tmp_path, monkeypatch, capsys):
@@ -262,17 +283,23 @@ def wait_for(what, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["grade_submission", "read_apart"])
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError])
+def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch, capsys, place, kind):
+    """To the instructor; students read that a person has to grade it."""
     from grader import grade as module
 
     def fail(*arguments):
-        raise ZeroDivisionError("a fault")
+        raise kind("a fault")
 
-    monkeypatch.setattr(module, "grade_submission", fail)
+    monkeypatch.setattr(module, place, fail)
     for name in ("anna", "boris"):
         write(tmp_path / "in", f"{name}.ipynb", nbformat.writes(thirty.stub()))
     assert grade(tmp_path / "in", tmp_path / "out", "--accept-reduced") == 0
-    assert ["ZeroDivisionError: a fault" in g["problem"] for g in final_grades(tmp_path / "out")] == [True, True]
+    grades = final_grades(tmp_path / "out")
+    assert [g["failed"] for g in grades] == [f"{kind.__name__}: a fault"] * 2
+    assert [g["problem"] for g in grades] == ["the grader failed on this submission: a person has to grade it"] * 2
+    assert capsys.readouterr().out.count(f"the grader failed on all of it: {kind.__name__}: a fault\n") == 2
 
 
 def test_reduced_isolation_has_to_be_accepted(tmp_path, monkeypatch, capsys):

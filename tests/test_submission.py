@@ -213,6 +213,16 @@ def test_an_answer_counts_wherever_it_stands_under_its_question(tmp_path, change
     assert answer(tmp_path, change) == {"lab02.4": MINE}
 
 
+@pytest.mark.parametrize("source", ["# They stay.", '"""They stay."""', "yes", "yes, and\nno", "one is not two"])
+def test_words_in_a_cell_of_code_are_an_answer_where_python_can_read_them_too(tmp_path, source):
+    assert answer(tmp_path, lambda four, five: [four, text(source, "code"), five]) == {"lab02.4": source}
+
+
+@pytest.mark.parametrize("source", ["print(3)", "x = 3", "# Try it.\nimport math", "%%bash\nls", "%pip list", " \n"])
+def test_code_below_a_question_is_no_answer(tmp_path, source):
+    assert answer(tmp_path, lambda four, five: [four, text(source, "code"), five]) == {}
+
+
 def test_an_answer_in_two_cells_is_one(tmp_path):
     def change(four, five):
         return [four, five | {"source": f"{five['source']} Yes."}, text("# Or no"), text("No.")]
@@ -266,6 +276,21 @@ def test_a_notebook_is_found_in_any_honest_zip_and_folder(tmp_path, members):
     shutil.rmtree(tmp_path / "anna", ignore_errors=True)
     write(tmp_path / "anna", "mine.ZIP", thirty.zipped(*contents))
     assert set(read_submission(tmp_path / "anna", "anna", ENTRY).exercises) == ALL
+
+
+def test_a_renamed_notebook_is_the_same_submission(tmp_path):
+    """As a single file, in a folder and in a zip; another file that the lab asks for keeps its name."""
+    alone = [read(tmp_path, SOLVED, name=name) for name in (NAME, "anna.ipynb", "boris (2).ipynb")]
+    packed = write(tmp_path, "packed.zip", thirty.zipped(("mine.ipynb", SOLVED)))
+    write(tmp_path / "folder", "other.ipynb", SOLVED)
+    packs = [read_submission(path, "anna", ENTRY) for path in (packed, tmp_path / "folder")]
+    assert len({submission.sha256 for submission in (*alone, *packs)}) == 1
+    folders = [write(tmp_path / name, name, "{}").parent for name in ("config", "weights")]
+    for folder in folders:
+        write(folder, "other.ipynb", SOLVED)
+    extra = [read_submission(folder, "anna", ENTRY, ["config", "weights"]).sha256 for folder in folders]
+    assert len({alone[0].sha256, *extra}) == 3
+    assert read(tmp_path, UNTOUCHED).sha256 != alone[0].sha256
 
 
 def test_upper_case_endings_are_read(tmp_path):

@@ -26,6 +26,11 @@ def artifacts(lab: str) -> tuple[Artifact, ...]:
     return vars(import_module(f"grader.labs.{lab}")).get("ARTIFACTS", ())
 
 
+def asked_files(lab: str) -> list[str]:
+    """The names of the files that one lab asks for beside its notebook."""
+    return [name for artifact in artifacts(lab) for name in artifact.files]
+
+
 def find_exercise(exercise_id: str) -> Exercise:
     """Look an exercise up by its id, as in "lab02.1". Raises KeyError."""
     match = re.fullmatch(r"(lab\d\d)\.\d+", exercise_id)
