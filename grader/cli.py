@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a verification that failed, 2 for a user's mistake, 130 for Ctrl-C."""
     arguments = build_parser().parse_args(argv)
     torch.set_num_threads(1)  # tensors of a case are too small for more
-    left = "interrupted; what is written stays, run it again to go on"
+    left = (
+        "interrupted; what is written stays, run it again to go on" if arguments.command == "grade" else "interrupted"
+    )
     return run(arguments, arguments.run, "grader", left)
 
 
@@ -128,7 +130,7 @@ def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:
 def _entry(text: str) -> tuple[str, dict]:
     """The lab that a user means, by its number or its notebook, and its entry in the manifest."""
     manifest = load_manifest(_of_course(LABS / "manifest.json").parent)
-    number = re.fullmatch(r"(?:lab[ _-]?)?(\d\d?)|lab(\d\d)\D.*", Path(text).name.lower())
+    number = re.fullmatch(r"(?:lab[ _-]?)?(\d\d?)|lab(\d\d)(?!\.\d)\D.*", Path(text).name.lower())
     lab = f"lab{int(number[1] or number[2]):02}" if number else text
     if lab not in manifest:
         raise ValueError(f"lab must be one of {', '.join(manifest)}, got {text!r}")

@@ -55,6 +55,8 @@ def read_group(path: str | Path, number: int | None = None) -> tuple[dict[str, A
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no rollouts.jsonl of a run: it is not text in UTF-8") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: name a run's folder or its rollouts.jsonl") from error
     if not lines:
         raise ValueError(f"{path} holds no group: it is empty")
     if number is not None and not 1 <= number <= len(lines):

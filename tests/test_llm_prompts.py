@@ -112,7 +112,7 @@ def test_found_in_plain_lines(loaded):
         "model: minigrpo/llm/tiny, 0.794 million parameters, cpu, float32",
         "a completion ends at <eos> (1), or after 24 tokens",
         "chat template: no system prompt, no date",
-        f"prompts: at most {longest} tokens, with max_new_tokens {longest + 24}; the context is 128",
+        f"prompts: at most {longest} tokens, {longest + 24} with the new ones, of a context of 128",
         f"right answers: {task.golds_checked} checked, each is right by its own text",
         "updates: padded, as asked",
     ]

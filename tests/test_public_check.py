@@ -168,7 +168,7 @@ def test_a_sandbox_accepts_what_the_check_accepts():
             if ident == "lab04.4":
                 assert answer == Failure("protocol", "the answer must be a number, got None")
             else:
-                assert grade._attempt(exercise, case, answer, []).passed, answer
+                assert grade._attempt(exercise, case, answer).passed, answer
                 assert public_report(exercise, namespace[exercise.function])[1]
 
 
@@ -250,7 +250,8 @@ def test_a_judge_that_raises_costs_its_part_alone(monkeypatch):
 def test_a_judge_that_raises_is_said_in_a_sentence():
     lines, passed = public_report(replace(find_exercise("lab02.1"), judge=stumbles), lambda completions: [])
     assert not passed
-    assert "  the answer can't be graded: the judge stumbled over it (TypeError: unhashable type: 'list')" in lines
+    (line,) = [line for line in lines if line.startswith("  the answer can't be graded: the judge stumbled over it (")]
+    assert "unhashable type: 'list'" in line  # each Python has words of its own around these
 
 
 def test_code_that_takes_too_long_is_named_while_it_runs(capsys):

@@ -21,12 +21,13 @@ from minigrpo.rollout import (
 )
 
 torch.set_num_threads(1)
+CLIFF = max(name for name in gym.registry if name.startswith("CliffWalking-v"))  # v0 before gymnasium 1.2
 TREE, CHAIN, LAKE = "minigrpo/PathTree-v0", "minigrpo/ArithmeticChain-v0", "FrozenLake-v1"
 DETERMINISTIC = {  # the last ends by truncation, and pays at every token
     "tree": (TREE, {"n": 2, "target": (0, 1, 0, 0)}),
     "chain": (CHAIN, {}),
     "lake": (LAKE, {"is_slippery": False, "max_episode_steps": 9}),
-    "cliff": ("CliffWalking-v1", {"max_episode_steps": 5}),
+    "cliff": (CLIFF, {"max_episode_steps": 5}),
 }
 TASKS = pytest.mark.parametrize("task", DETERMINISTIC)
 POLICIES = pytest.mark.parametrize("name", ["tabular", "mlp", "transformer"])
@@ -372,7 +373,7 @@ def test_each_env_has_a_random_stream_of_its_own():
 
 
 def test_an_episode_that_does_not_end_is_cut():
-    envs = make_envs("CliffWalking-v1", 2)  # no time limit
+    envs = make_envs(CLIFF, 2)  # no time limit
     policy = make_policy("tabular", 48, 4)
     with torch.no_grad():
         policy.logits[:, 0] = 50.0  # up, for ever

@@ -460,7 +460,7 @@ def test_what_takes_too_long_or_too_much_memory_to_read_is_refused(tmp_path, mon
 
 def test_a_cell_that_python_can_not_parse_in_so_much_memory_costs_itself_alone(tmp_path, monkeypatch):
     dots = write(tmp_path, "anna.ipynb", with_cells("import a" + ".a" * 30_000))  # nearly a gigabyte in Python's parser
-    monkeypatch.setattr(module, "MOST_MEMORY", 256 << 20)
+    monkeypatch.setattr(module, "MOST_MEMORY", 512 << 20)
     found = read_apart(dots, "anna", ENTRY)
     assert set(found.exercises) == ALL
     assert not any("a" in cell.defines for cell in found.helpers)
@@ -592,7 +592,7 @@ def test_submit_packs_notebooks_only(mine, capsys):
         ("from minigrpo import step_sizes", "ModuleNotFoundError: minigrpo cannot be used while your work is graded"),
         ("from grader import check\n" + RIGHT, "ModuleNotFoundError: grader cannot be used while your work is graded"),
         ("import sys\nsys.exit()\n" + RIGHT, "raised SystemExit"),
-        ("def step_sizes(a: Undefined, b): return a", "NameError: name 'Undefined' is not defined"),
+        ("def step_sizes(a=Undefined, b=0): return a", "NameError: name 'Undefined' is not defined"),
         ("await step()\n" + RIGHT, "SyntaxError: 'await' outside function"),
         (thirty.WITH_HELPER, "NameError: name 'shared' is not defined"),
     ],

@@ -68,6 +68,10 @@ def sizes_with_padding(completion_ids: Tensor, completion_mask: Tensor) -> Tenso
     return minigrpo.step_sizes(completion_ids, torch.ones_like(completion_mask)) * completion_mask
 
 
+def sizes_without_the_mask(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    return minigrpo.step_sizes(completion_ids, torch.ones_like(completion_mask))
+
+
 def sizes_not_zeroed(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     agree = (completion_ids.unsqueeze(0) == completion_ids.unsqueeze(1)).cumprod(-1).bool()
     return (agree & completion_mask.unsqueeze(0)).sum(dim=1)
@@ -202,6 +206,11 @@ EXERCISES = (
                 "padding counted",
                 "you compare ids where the mask is False. Both tokens have to be unmasked, at every s ≤ t.",
                 sizes_with_padding,
+            ),
+            Mistake(
+                "no mask",
+                "you do not use completion_mask: padding belongs to no set, and its own size is 0.",
+                sizes_without_the_mask,
             ),
             Mistake("padding not zeroed", "sizes under the mask have to be 0.", sizes_not_zeroed),
             Mistake(

@@ -40,7 +40,7 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
     ends = ", ".join(f"{end['token']} ({end['id']})" for end in facts["ends"])
     date = facts["template_date"]
     needed = facts["longest_prompt"] + facts["max_new_tokens"]
-    room = "no limit" if facts["context"] is None else facts["context"]
+    room = "any length" if facts["context"] is None else facts["context"]
     golds = "not checked, as the task has no text for them"
     if facts["golds_checked"]:
         bad = facts["unequal_golds"]
@@ -51,7 +51,7 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
         f"{facts['dtype']}",
         f"a completion ends at {ends}, or after {facts['max_new_tokens']} tokens",
         f"chat template: {facts['system_prompt']}" + (f", today is {date}" if date else ", no date"),
-        f"prompts: at most {facts['longest_prompt']} tokens, with max_new_tokens {needed}; the context is {room}",
+        f"prompts: at most {facts['longest_prompt']} tokens, {needed} with the new ones, of a context of {room}",
         f"right answers: {golds}",
     ]
     return lines + ([f"updates: {facts['updates']}"] if "updates" in facts else [])

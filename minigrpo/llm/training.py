@@ -435,6 +435,8 @@ def first_group(
 
 def check_folder(out: Path, settings: Settings, resume: bool) -> None:
     """Refuse a folder that holds a run, or, to resume, one that holds none or another run's."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, expected a folder")
     if not resume:
         if (out / "manifest.json").exists():
             raise FileExistsError(f"{out} holds a run already: resume it, or name another folder")
