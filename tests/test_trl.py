@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from groups import assert_close
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import PROMPTS, reward, tiny, trainer, weights
 
@@ -397,6 +397,9 @@ BEST = {"metric_for_best_model": "eval_reward", "greater_is_better": True}
 )
 def test_the_best_model_is_the_one_that_was_evaluated(tmp_path, settings, save_strategy, load, saved):
     """Two updates a generation: what is evaluated has a checkpoint, and the best one is given back."""
+    recorded = "in [SaveStrategy.STEPS, SaveStrategy.EPOCH]" not in inspect.getsource(Trainer._determine_best_metric)
+    if save_strategy == "best" and not recorded:
+        pytest.skip("this transformers itself records no best checkpoint under save_strategy='best'")
     settings = settings | BEST | {"load_best_model_at_end": load, "save_strategy": save_strategy, "save_steps": 1}
     more = {"objective": "grpo", "eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:2]})}
     made = trainer(
