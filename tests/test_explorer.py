@@ -134,6 +134,11 @@ def run(tmp_path):
     return folder
 
 
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"rollouts\.jsonl is missing: name a run's folder"):
+        read_group(tmp_path)
+
+
 def test_read_group(run):
     assert read_group(run) == (DIFFERENT, 2, 3)
     assert read_group(run / "rollouts.jsonl", 3) == (EQUAL, 3, 3)

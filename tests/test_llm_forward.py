@@ -369,6 +369,15 @@ def test_ways_of_a_model_that_does_not_fit(kind):
     assert ways_of(model, Settings(update="padded")) == (("padded",), "")
 
 
+def test_a_lack_of_memory_is_not_taken_for_a_model_that_does_not_fit(monkeypatch):
+    def disagreement(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("minigrpo.llm.forward.disagreement", disagreement)
+    with pytest.raises(torch.OutOfMemoryError):
+        ways_of(LlamaForCausalLM(LlamaConfig(**SMALL)).eval(), Settings())
+
+
 @pytest.mark.parametrize(
     ("cls", "config"),
     [

@@ -271,6 +271,13 @@ def test_weights_of_another_shape(folder):
     assert "can't be read from" in message(load_model, str(folder))
 
 
+def test_a_configuration_that_lacks_a_key(folder):
+    config = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": "longrope", "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    assert "can't be read from" in message(load_model, str(folder))
+
+
 def test_code_of_a_model_is_not_run(folder):
     config = json.loads((folder / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}

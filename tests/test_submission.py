@@ -514,7 +514,7 @@ def test_a_lab_may_be_named_in_any_plain_way(mine, capsys, lab):
 
 
 def test_a_lab_that_is_not_there_is_refused(mine, capsys):
-    for lab in ("lab77", "2b", "", "lab2b", "labs"):
+    for lab in ("lab77", "2b", "", "lab2b", "labs", "lab02.1"):  # an exercise is no lab
         assert main(["submit", lab]) == 2
         assert f"lab must be one of {', '.join(MANIFEST)}, got {lab!r}" in capsys.readouterr().err
 
