@@ -263,9 +263,7 @@ def test_a_run_is_never_overwritten(run, capsys):
     before = contents(run)
     assert "holds a run already" in mistake(["train", *QUICK, "--out", run], capsys)
     file = run / "manifest.json"
-    before = file.read_bytes()
     assert f"{file} is a file, expected a folder" in mistake(["train", *QUICK, "--out", file], capsys)
-    assert file.read_bytes() == before
     other = ["train", *QUICK, "--objective", "prm", "--resume", "--out", run]
     assert "was made with other settings: objective 'grpo', not 'prm'" in mistake(other, capsys)
     cut(run / "checkpoint.safetensors")
