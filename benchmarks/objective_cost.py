@@ -19,7 +19,8 @@ import torch
 from _common import CPU_TIME, alternate, main, markdown, span, spread
 
 from minigrpo import OBJECTIVES, policy_loss, token_logps
-from minigrpo.experiments import PAPER_TABLE1, TrapConfig, train_trap
+from minigrpo.experiments import TrapConfig, train_trap
+from minigrpo.paper import TABLE1
 from minigrpo.policies import make_policy
 from minigrpo.rollout import make_envs, sample_group, stack_groups
 from minigrpo.trainer import OPTIMIZERS, Config
@@ -99,7 +100,7 @@ def toy_row(config: Config, pairs: int) -> dict:
 def trap_row(policy: str, seeds: int, updates: int, rounds: int) -> dict:
     """The vectorised trap: the objective alone on a batch of its shape, and the update it is part of."""
     config = TrapConfig(policy=policy, learning_rate=STILL, updates=updates)
-    runs, G, T = seeds * len(PAPER_TABLE1), config.group_size, config.depth
+    runs, G, T = seeds * len(TABLE1), config.group_size, config.depth
     generator = torch.Generator().manual_seed(0)
     paths = torch.tensor(list(itertools.product((0, 1), repeat=T)))
     ids = paths[torch.randint(len(paths), (runs, G), generator=generator)]  # as the untrained policy samples

@@ -21,9 +21,10 @@ import torch
 from _common import WALL_TIME, alternate, load_1min, main, markdown, span, spread
 from torch import Tensor
 
-from minigrpo.experiments import COMPARED, PAPER_TABLE1, TrapConfig, run_trap, train_trap
+from minigrpo.experiments import COMPARED, TrapConfig, run_trap, train_trap
+from minigrpo.paper import TABLE1
 
-CELLS = tuple(PAPER_TABLE1)
+CELLS = tuple(TABLE1)
 
 
 def one_by_one(config: TrapConfig, seeds: int, cells: int = len(CELLS)) -> dict[tuple[str, int, int], Tensor]:

@@ -5,7 +5,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
+from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
+from minigrpo.tree import ProcessTree
 
 PICTURE = Path(__file__).parent / "img" / "explorer.png"
 SIZE = "1280,890"  # of the window, in which the page is somewhat lower

@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 from statistics import fmean
 
-from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap
+from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_trap
 from minigrpo.files import write_text
 from minigrpo.llm.experiments import OVERLAP
 from minigrpo.llm.memory import A100, T4, memory, minutes
 from minigrpo.llm.plots import COLUMNS, plot_curves, read_curves
 from minigrpo.llm.settings import PRESETS
+from minigrpo.paper import TABLE1, WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.report import save
 from minigrpo.text import (
     compare_text,
@@ -25,7 +26,7 @@ from minigrpo.text import (
     text_table,
     theorem_text,
 )
-from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
+from minigrpo.tree import ProcessTree
 from minigrpo.viz import NAMES, plot_overlap, plot_packing, plot_readme, plot_table1, plot_theorem
 
 DOCS = Path(__file__).parent
@@ -152,7 +153,7 @@ def main() -> None:
     for row in result("overlap")["rows"]:
         overlaps.setdefault(row["task"], []).append(row)
     for name, figure in (
-        ("readme", plot_readme(tree, run_trap(DEFAULT_TRAP, COMPARED, 30, progress=False), tuple(PAPER_TABLE1))),
+        ("readme", plot_readme(tree, run_trap(DEFAULT_TRAP, COMPARED, 30, progress=False), tuple(TABLE1))),
         ("table1", plot_table1(table1["rows"], table1["differences"])),
         ("theorem", plot_theorem(result("theorem")["rows"])),
         ("packing", plot_packing("pqr", ["".join(completion) for completion in tree.completions])),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from grader.drivers import DRIVERS
+from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 
-WORKED_EXAMPLE = ("ABCD", "ABEFHI", "JKLM", "JKLNQST", "JKLNQU", "VWYZ")  # the paper's, with the rewards below
-WORKED_REWARDS = (0.5, 0.5, 1.0, 0.0, 0.0, 0.5)
+WORKED_IDS = [[ord(letter) - ord("A") for letter in completion.split()] for completion in WORKED_EXAMPLE]
 
 
 def draw_completions(rng: np.random.Generator, size: int = 6, vocabulary: int = 3, longest: int = 7) -> list[list[int]]:
@@ -38,7 +38,7 @@ def pad(completions: Sequence[Sequence[int]], filler: int = 0) -> tuple[Tensor, 
 
 def worked_group() -> tuple[Tensor, Tensor, Tensor]:
     """The paper's worked example as completion_ids, completion_mask (6, 7) and rewards float64 (6,)."""
-    ids, mask = pad([[ord(letter) - ord("A") for letter in word] for word in WORKED_EXAMPLE])
+    ids, mask = pad(WORKED_IDS)
     return ids, mask, torch.tensor(WORKED_REWARDS, dtype=torch.float64)
 
 

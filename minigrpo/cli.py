@@ -19,10 +19,11 @@ from minigrpo.experiments import LEARNING_RATES, TrapConfig, overlap, table1, ta
 from minigrpo.explorer import read_group
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.objectives import OBJECTIVES, SCALES
+from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.policies import POLICIES
 from minigrpo.text import controls_text, failures, overlap_text, sparkline, table1_text, theorem_text
 from minigrpo.trainer import OPTIMIZERS, Config, train
-from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
+from minigrpo.tree import ProcessTree
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,11 +8,12 @@ import textwrap
 from pathlib import Path
 
 from minigrpo import viz
-from minigrpo.experiments import COMPARED, DEFAULT_TRAP, PAPER_TABLE1, run_trap, theorem, trap_rows
+from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_trap, theorem, trap_rows
 from minigrpo.files import check_writable, write_json
+from minigrpo.paper import TABLE1, WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.report import Picture, Pre, report
 from minigrpo.text import failures, sparkline, table1_text, theorem_text
-from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
+from minigrpo.tree import ProcessTree
 
 TREE = (
     "Six completions of one prompt, each with one outcome reward. Completions that share a prefix share process steps: "
@@ -90,7 +91,7 @@ def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress:
                 *TRAP,
                 Picture(viz.plot_table1(rows, differences), ALTS["table1"]),
                 Pre(table1_text(rows, differences)),
-                Picture(viz.plot_trap_curves(hits, tuple(PAPER_TABLE1)), ALTS["curves"]),
+                Picture(viz.plot_trap_curves(hits, tuple(TABLE1)), ALTS["curves"]),
             ],
         ),
     ]

@@ -24,8 +24,10 @@ from minigrpo.checks import check_choice
 from minigrpo.envs import PathTreeEnv
 from minigrpo.losses import policy_loss, token_logps
 from minigrpo.objectives import OBJECTIVES, group_advantages
+from minigrpo.paper import TABLE1
 from minigrpo.policies import POLICIES, make_policy
 from minigrpo.rollout import Rollout, make_envs, sample_group, state_action_ids
+from minigrpo.stats import interval
 from minigrpo.steps import step_mean
 from minigrpo.trainer import OPTIMIZERS, Config, train
 
@@ -33,14 +35,6 @@ from minigrpo.trainer import OPTIMIZERS, Config, train
 # Table 1: the trap
 # ---------------------------------------------------------------------------------------------------------------------
 
-PAPER_TABLE1 = {  # (n, r_neg): target frequency of GRPO, of λ-GRPO; five seeds, GPT-2 small
-    (1, -0.5): (0.3995, 0.5663),
-    (1, -1.0): (0.0000, 0.7535),
-    (1, -1.5): (0.2000, 0.4463),
-    (2, -0.5): (0.1980, 0.4292),
-    (2, -1.0): (0.0488, 0.3612),
-    (2, -1.5): (0.0000, 0.3820),
-}
 COMPARED = ("grpo", "lambda_grpo")
 MATCHED = "grpo_matched"  # GRPO with each gradient scaled to the norm that λ-GRPO's has on the same samples
 
@@ -65,7 +59,7 @@ def train_trap(
     config: TrapConfig,
     objective: str,
     seeds: Sequence[int],
-    cells: Sequence[tuple[int, float]] = tuple(PAPER_TABLE1),
+    cells: Sequence[tuple[int, float]] = tuple(TABLE1),
     *,
     progress: Callable[[], object] = lambda: None,
 ) -> Tensor:
@@ -245,7 +239,7 @@ def pool(hits: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def trap_rows(
-    hits: dict[str, Tensor], config: TrapConfig, cells: Sequence[tuple[int, float | None]] = tuple(PAPER_TABLE1)
+    hits: dict[str, Tensor], config: TrapConfig, cells: Sequence[tuple[int, float | None]] = tuple(TABLE1)
 ) -> tuple[list[dict], list[dict]]:
     """Score runs of the trap: the target's mean frequency in the last updates, with a 95% bootstrap interval.
 
@@ -265,13 +259,6 @@ def trap_rows(
             difference = {"difference": f"{other} − {first}"}
             differences.append(cell | difference | label | interval(scores[other][c] - scores[first][c]))
     return rows, differences
-
-
-def interval(sample: np.ndarray, resamples: int = 10_000) -> dict[str, float]:
-    """The mean of a value per seed and its 95% percentile bootstrap interval (Efron 1979), from a fixed seed."""
-    draws = np.random.default_rng(0).integers(len(sample), size=(resamples, len(sample)))
-    low, high = np.quantile(sample[draws].mean(axis=1), [0.025, 0.975])
-    return {"seeds": len(sample), "mean": float(sample.mean()), "ci_low": float(low), "ci_high": float(high)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minigrpo.experiments import PAPER_TABLE1, interval
+from minigrpo.paper import TABLE1
+from minigrpo.stats import interval
 
 TOLERANCE = 1e-12  # what the theorem's gaps in float64 stay below
 
@@ -70,7 +71,7 @@ def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     header = ("n", "r_neg", "paper: GRPO", "λ-GRPO", "here: GRPO", "λ-GRPO", "difference (95% interval)")
     lines = []
     for row in differences:
-        paper = PAPER_TABLE1[row["n"], row["r_neg"]]
+        paper = TABLE1[row["n"], row["r_neg"]]
         ours = [r["mean"] for r in rows if (r["n"], r["r_neg"]) == (row["n"], row["r_neg"])]
         frequencies = (f"{x:.2f}" for x in (*paper, *ours))
         lines.append((f"{row['n']}", f"{row['r_neg']:+.1f}", *frequencies, _difference(row)))

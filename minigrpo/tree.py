@@ -16,8 +16,6 @@ from typing import Any
 
 from minigrpo.explorer import frame, page
 
-WORKED_EXAMPLE = ("A B C D", "A B E F H I", "J K L M", "J K L N Q S T", "J K L N Q U", "V W Y Z")  # the paper's
-WORKED_REWARDS = (0.5, 0.5, 1.0, 0.0, 0.0, 0.5)
 DEVIATIONS = {"std": statistics.stdev, "population": statistics.pstdev}
 
 

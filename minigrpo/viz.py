@@ -23,8 +23,9 @@ from matplotlib.path import Path as Curve
 from torch import Tensor
 
 from minigrpo.checks import check_choice
-from minigrpo.experiments import PAPER_TABLE1, TrapConfig
+from minigrpo.experiments import TrapConfig
 from minigrpo.packing import PackedGroups, ancestor_mask, pack
+from minigrpo.paper import TABLE1
 from minigrpo.report import render
 from minigrpo.tree import Node, ProcessTree
 
@@ -279,7 +280,7 @@ def plot_table1(rows: Sequence[dict], differences: Sequence[dict]) -> Figure:
     figure = _Figure(figsize=(9, 6.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     cells = list(dict.fromkeys((row["n"], row["r_neg"]) for row in rows))
-    paper = {cell: PAPER_TABLE1[cell] for cell in cells if cell in PAPER_TABLE1}
+    paper = {cell: TABLE1[cell] for cell in cells if cell in TABLE1}
     places, handles = np.array([cells.index(cell) for cell in paper]), []
     for k, objective in enumerate(dict.fromkeys(row["objective"] for row in rows)):
         check_choice("objective", objective, NAMES)

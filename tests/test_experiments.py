@@ -14,7 +14,6 @@ from minigrpo.experiments import (
     COMPARED,
     LEARNING_RATES,
     MATCHED,
-    PAPER_TABLE1,
     TrapConfig,
     overlap,
     run_trap,
@@ -23,6 +22,8 @@ from minigrpo.experiments import (
     train_trap,
     trap_rows,
 )
+from minigrpo.paper import TABLE1
+from minigrpo.stats import interval
 from minigrpo.trainer import Config
 
 QUICK = TrapConfig(updates=60)
@@ -141,7 +142,7 @@ def test_interval_covers_the_mean_as_often_as_it_says():
         low <= 0.3 <= high
         for low, high in (
             (row["ci_low"], row["ci_high"])
-            for row in (experiments.interval(rng.binomial(1, 0.3, size=50).astype(float), 500) for _ in range(400))
+            for row in (interval(rng.binomial(1, 0.3, size=50).astype(float), 500) for _ in range(400))
         )
     ]
     assert 0.90 < np.mean(covered) < 0.98
@@ -151,7 +152,7 @@ def test_the_paper_s_direction_in_all_six_cells():
     """With the settings that the README names: λ-GRPO samples the target more often, in each cell."""
     rows, differences = table1(seeds=30, progress=False)
     assert len(rows) == 12
-    assert [(row["n"], row["r_neg"]) for row in differences] == list(PAPER_TABLE1)
+    assert [(row["n"], row["r_neg"]) for row in differences] == list(TABLE1)
     assert min(row["mean"] for row in differences) > 0.2
     assert min(row["ci_low"] for row in differences) > 0
 

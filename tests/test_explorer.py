@@ -18,7 +18,7 @@ import minigrpo.cli
 from minigrpo import OBJECTIVES, ProcessTree, process_rewards, step_sizes
 from minigrpo.cli import main
 from minigrpo.explorer import TEMPLATE, page, read_group
-from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS
+from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",

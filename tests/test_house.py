@@ -125,11 +125,14 @@ MAY_IMPORT = {
     "explorer": set(),
     "files": set(),
     "commands": set(),
+    "paper": set(),
+    "stats": {"numpy"},
+    "settings": {"checks"},
     "envs": {"gymnasium", "numpy"},
     "policies": MIDDLE,
     "rollout": MIDDLE,
-    "trainer": TOP,
-    "experiments": TOP | {"trainer"},
+    "trainer": TOP | {"settings"},
+    "experiments": TOP | {"trainer", "settings", "paper", "stats"},
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from minigrpo.llm import training
-from minigrpo.llm.evaluation import decode, encode_prompts, evaluate, pass_at_k, wilson
+from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
 from minigrpo.llm.experiments import load_run, overlap, read_metrics, summary, theorem
 from minigrpo.llm.forward import FORWARDS
 from minigrpo.llm.models import TINY, load_model
@@ -27,6 +27,7 @@ from minigrpo.llm.tasks import load_task
 from minigrpo.llm.training import Learner, descend, prepare, reference_of, train
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
+from minigrpo.stats import pass_at_k, wilson
 from minigrpo.text import compare_text
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from minigrpo import ProcessTree, report, viz
-from minigrpo.experiments import PAPER_TABLE1, TrapConfig, trap_rows
+from minigrpo.experiments import TrapConfig, trap_rows
+from minigrpo.paper import TABLE1
 
-CELLS = tuple(PAPER_TABLE1)
+CELLS = tuple(TABLE1)
 CASES = {"a case": 3e-16, "broken: another": 0.5, "a third": 0.0}
 
 
@@ -141,7 +142,7 @@ def test_table1_draws_means_intervals_and_the_paper(hits):
         ends = np.array([segment[:, 1] for segment in bars.get_segments()])
         np.testing.assert_allclose(ends, [[row["ci_low"], row["ci_high"]] for row in kept], atol=1e-9)
         paper = curves(above)[f"{viz.NAMES[name]} in the paper (GPT-2 small, 5 seeds)"][1]
-        np.testing.assert_array_equal(paper, [both[k] for both in PAPER_TABLE1.values()])
+        np.testing.assert_array_equal(paper, [both[k] for both in TABLE1.values()])
     np.testing.assert_array_equal(below.containers[0].lines[0].get_ydata(), [row["mean"] for row in differences])
     assert below.get_xticklabels()[1].get_text() == "n = 1\nr_neg = −1.0"
 

@@ -80,7 +80,8 @@ def links(text: str, name: str) -> str:
 
 def explorer() -> Path:
     """Write the explorer of the worked example, a page of its own that explorer.md frames."""
-    from minigrpo.tree import WORKED_EXAMPLE, WORKED_REWARDS, ProcessTree
+    from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
+    from minigrpo.tree import ProcessTree
 
     page = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS).to_html()
     path = BUILD / "tree.html"

@@ -7,11 +7,8 @@ import torch
 from torch import Tensor
 
 import minigrpo
-from grader.cases import WORKED_EXAMPLE, draw_completions, pad, worked_group
+from grader.cases import WORKED_IDS, draw_completions, pad, worked_group
 from grader.exercise import Case, Exercise, Mistake, Part
-
-WORKED_IDS = [[ord(letter) - ord("A") for letter in word] for word in WORKED_EXAMPLE]
-
 
 # lab02.1: the definition, on lists
 

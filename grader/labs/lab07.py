@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 import minigrpo
-from grader.cases import WORKED_EXAMPLE, draw_completions, pad
+from grader.cases import WORKED_IDS, draw_completions, pad
 from grader.exercise import Case, Exercise, Mistake, Part
-
-WORKED = [[ord(letter) - ord("A") for letter in word] for word in WORKED_EXAMPLE]
 
 
 def sizes_of(completions: list[list[int]]) -> Tensor:
@@ -187,7 +185,7 @@ EXERCISES = (
                 1,
                 draw_group,
                 "count the distinct sizes along each completion, padding left out, and take one away.",
-                examples=({"sizes": sizes_of(WORKED)},),
+                examples=({"sizes": sizes_of(WORKED_IDS)},),
             ),
             Part("identical completions", 1, draw_identical, "a set of two that ends as a set of two is one step."),
             Part("completions with no token", 1, draw_empty, "a completion with no token has depth 0, not −1."),
@@ -209,7 +207,7 @@ EXERCISES = (
                 1,
                 draw_group,
                 "count the tokens whose size differs from that of the completion's last token; divide by its length.",
-                examples=({"sizes": sizes_of(WORKED)},),
+                examples=({"sizes": sizes_of(WORKED_IDS)},),
             ),
             Part(
                 "identical completions",

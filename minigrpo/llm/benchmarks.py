@@ -24,6 +24,7 @@ from minigrpo.commands import run
 from minigrpo.files import check_writable, write_json
 from minigrpo.llm.rewards import boxed, math_equal
 from minigrpo.llm.tasks import Row, Task, check_golds, hub_rows, json_lines, texts_of
+from minigrpo.paper import TABLE2_AVERAGES
 from minigrpo.text import text_table
 
 if TYPE_CHECKING:
@@ -50,18 +51,6 @@ BENCHMARKS = {
     "olympiadbench": Benchmark("knoveleng/OlympiadBench", "train", "question", "answer"),
 }
 MODELS = {"qwen": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "llama": "meta-llama/Llama-3.2-1B-Instruct"}
-PAPER_AVERAGES = {  # model, objective and β
-    "qwen-base": 0.5175,
-    "qwen-grpo-0": 0.4837,
-    "qwen-lambda_grpo-0": 0.5576,
-    "qwen-grpo-0.04": 0.5394,
-    "qwen-lambda_grpo-0.04": 0.5739,
-    "llama-base": 0.0814,
-    "llama-grpo-0": 0.0842,
-    "llama-lambda_grpo-0": 0.1001,
-    "llama-grpo-0.04": 0.0996,
-    "llama-lambda_grpo-0.04": 0.0973,
-}
 
 
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Row]:
@@ -145,7 +134,7 @@ def table2_text(runs: Sequence[dict[str, Any]]) -> str:
     found = {run["setting"]: run["rows"] for run in runs}
     header = ("setting", *BENCHMARKS, "average", "paper: average")
     lines = []
-    for setting, paper in PAPER_AVERAGES.items():
+    for setting, paper in TABLE2_AVERAGES.items():
         rows = {row["benchmark"]: row for row in found.get(setting, [])}
         whole = _cell(average([*rows.values()])) if set(rows) == set(BENCHMARKS) else ""
         cells = [_cell(rows[name]) if name in rows else "" for name in BENCHMARKS]
@@ -168,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sub = commands.add_parser("eval", help="evaluate one model on the benchmarks")
     sub.set_defaults(run=_eval)
-    sub.add_argument("--setting", required=True, choices=PAPER_AVERAGES, help="the table's line")
+    sub.add_argument("--setting", required=True, choices=TABLE2_AVERAGES, help="the table's line")
     sub.add_argument("--model", help="default: the setting's; a name, a Hub id or a folder")
     sub.add_argument("--adapter", type=Path, help="a folder with LoRA adapters, as labs/gpu/train.py leaves them")
     sub.add_argument("--benchmarks", nargs="+", choices=BENCHMARKS, default=[*BENCHMARKS], help="default: all five")

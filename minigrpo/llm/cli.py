@@ -8,7 +8,7 @@ import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from minigrpo.commands import INTERRUPTED, run
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.objectives import OBJECTIVES
+from minigrpo.settings import add_options, given
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,16 +94,7 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = (), wit
     parser.epilog = "\n".join(["presets, with what they need; the defaults in brackets are those of cpu:", *lines])
     parser.add_argument("--threads", type=int, help="torch's threads; default: 1 for tiny, else torch's own number")
     parser.add_argument("--preset", choices=PRESETS, help="where settings that are not given come from (default cpu)")
-    kinds = get_type_hints(Settings)
-    for field in dataclasses.fields(Settings):
-        if (only and field.name not in only) or field.name in without:
-            continue
-        option, text = f"--{field.name.replace('_', '-')}", f"{field.metadata['help']} [{field.default}]"
-        if kinds[field.name] is bool:
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            kind = kinds[field.name] if isinstance(kinds[field.name], type) else float
-            parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=text)
+    add_options(parser, Settings, only=only, without=without)
 
 
 def _set_threads(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -116,9 +108,7 @@ def _set_threads(arguments: argparse.Namespace, settings: Settings) -> None:
 def _settings(arguments: argparse.Namespace, preset: Settings | None = None) -> Settings:
     """The preset, or the settings that stand for it, with the options that were given."""
     preset = preset or PRESETS[arguments.preset or "cpu"].settings
-    names = {field.name for field in dataclasses.fields(Settings)}
-    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    return dataclasses.replace(preset, **given)
+    return dataclasses.replace(preset, **given(arguments, Settings))
 
 
 def _progress(arguments: argparse.Namespace) -> bool:

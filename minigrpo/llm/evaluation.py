@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
-from statistics import NormalDist
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +11,7 @@ from minigrpo.llm.models import eos_ids_of
 from minigrpo.llm.prompts import check_prompts, encode_prompts
 from minigrpo.llm.sampling import sample_completions
 from minigrpo.llm.tasks import Task
+from minigrpo.stats import pass_at_k, wilson
 
 
 def decode(
@@ -91,17 +90,3 @@ def counted(right: Sequence[int], samples: int) -> dict[str, float]:
         names = (f"pass@{k}", f"pass@{k}_ci_low", f"pass@{k}_ci_high")
         result |= dict(zip(names, mean(k), strict=True))
     return result
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n completions, c of them right, hold a right one: 1 − C(n − c, k) / C(n, k)."""
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def wilson(right: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of Wilson (1927) for a share p̂ = right / count: where p̂ is within z standard errors of p."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = right / count, z * z / count
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)

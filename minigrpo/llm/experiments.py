@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigrpo.experiments import interval
 from minigrpo.llm.evaluation import decode
 from minigrpo.llm.models import LoadedModel, load_model
 from minigrpo.llm.prompts import encode_prompts, fix_date
@@ -21,6 +20,7 @@ from minigrpo.llm.tasks import load_task
 from minigrpo.llm.training import check_folder, date_of, load_checkpoint, prepare, read_manifest, train
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
+from minigrpo.stats import interval
 from minigrpo.tree import ProcessTree
 
 OVERLAP = ("path_depth", "intermediate_proportion", "step_size")

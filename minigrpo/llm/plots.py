@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from minigrpo.experiments import interval
 from minigrpo.llm.experiments import curve, read_metrics, read_settings
+from minigrpo.stats import interval
 from minigrpo.viz import LINES, MARKERS, NAMES, PALETTE
 
 COLUMNS = {"eval_accuracy": "held-out greedy accuracy", "reward": "mean reward of the samples"}

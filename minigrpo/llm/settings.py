@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-from minigrpo.checks import check_choice, check_loss_options
+from minigrpo.checks import check_loss_options
 from minigrpo.objectives import OBJECTIVES, SCALES
+from minigrpo.settings import check_choices, check_kinds, setting
 
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("default", "sdpa", "eager", "flex_attention")
-KINDS = {  # by the annotations of the fields
-    "str": (str, "a text"),
-    "bool": (bool, "true or false"),
-    "int": (int, "a whole number"),
-    "float": (int | float, "a number"),
-    "float | None": (int | float | None, "a number or None"),
-}
 UPDATES = ("auto", "padded", "shared", "packed")
-
-
-def setting(default: Any, text: str) -> Any:
-    """A field with its default and the line that documents it, here and on the command line."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -32,7 +20,7 @@ class Settings:
 
     model: str = setting("tiny", "tiny, smollm2-135m, a Hub id or a local folder")
     task: str = setting("arithmetic", "a name of the tasks, or a .jsonl file")
-    objective: str = setting("grpo", f"one of {', '.join(OBJECTIVES)}")
+    objective: str = setting("grpo", "what gives advantages and step weights", choices=OBJECTIVES)
     updates: int = setting(100, "each samples anew")
     prompts: int = setting(8, "P, prompts an update")
     group_size: int = setting(8, "G, completions of a prompt")
@@ -44,16 +32,16 @@ class Settings:
     iterations: int = setting(1, "μ, optimiser steps on one sampled batch")
     epsilon: float | None = setting(None, "clip range of the ratio; None: no clip")
     beta: float = setting(0.0, "weight of the KL term towards the initial model")
-    scale: str = setting("std", f"what divides the advantages, one of {', '.join(SCALES)}")
+    scale: str = setting("std", "what divides the advantages", choices=SCALES)
     aggregation: str = setting("token-mean", "the loss's denominator, as in `policy_loss`")
     lora_rank: int = setting(0, "r of the LoRA adapters on all linear layers; 0 trains the full weights")
     lora_alpha: int = setting(32, "adapters are scaled by alpha/r")
     lora_dropout: float = setting(0.0, "on the adapters' input, in training")
     micro_batch: int = setting(64, "completions in one forward and backward pass")
-    update: str = setting("auto", f"how shared tokens are computed, one of {', '.join(UPDATES)}; auto: the cheapest")
-    attention: str = setting("default", f"one of {', '.join(ATTENTIONS)}; flex_attention needs CUDA")
+    update: str = setting("auto", "how shared tokens are computed; auto: the cheapest way", choices=UPDATES)
+    attention: str = setting("default", "of the model; flex_attention needs CUDA", choices=ATTENTIONS)
     gradient_checkpointing: bool = setting(False, "less memory, more time")
-    dtype: str = setting("float32", f"of the training passes, one of {', '.join(DTYPES)}; the weights stay float32")
+    dtype: str = setting("float32", "of the training passes; the weights stay float32", choices=DTYPES)
     device: str = setting("cpu", "cpu, cuda, cuda:1, …")
     train_size: int = setting(2000, "training problems, taken in turn in a shuffled order")
     eval_size: int = setting(200, "held-out problems")
@@ -63,19 +51,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings of another kind or out of range with a ValueError that names the field."""
-        for own in fields(self):
-            value, (kind, words) = getattr(self, own.name), KINDS[own.type]
-            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-                raise ValueError(f"{own.name} must be {words}, got {value!r}")
-        choices = {
-            "objective": OBJECTIVES,
-            "scale": SCALES,
-            "dtype": DTYPES,
-            "update": UPDATES,
-            "attention": ATTENTIONS,
-        }
-        for name, allowed in choices.items():
-            check_choice(name, getattr(self, name), allowed)
+        check_kinds(self)
+        check_choices(self)
         if self.attention == "flex_attention" and not self.device.startswith("cuda"):
             raise ValueError(f"attention flex_attention needs a CUDA device, got device {self.device!r}")
         least = dict.fromkeys(("updates", "prompts", "max_new_tokens", "iterations", "micro_batch"), 1)
