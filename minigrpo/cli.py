@@ -16,7 +16,6 @@ import torch
 from minigrpo import __version__
 from minigrpo.commands import INTERRUPTED, run
 from minigrpo.experiments import LEARNING_RATES, TrapConfig, overlap, table1, table1_controls, theorem
-from minigrpo.explorer import read_group
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.objectives import OBJECTIVES, SCALES
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
@@ -197,6 +196,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _explore(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     if arguments.file:
+        from minigrpo.llm.runs import read_group
+
         group, number, groups = read_group(arguments.file, arguments.group)
         texts = _token_texts(arguments.file, group["completion_ids"])
         tree = ProcessTree(group["completion_ids"], group["rewards"])

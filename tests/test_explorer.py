@@ -17,7 +17,8 @@ from groups import pad
 import minigrpo.cli
 from minigrpo import OBJECTIVES, ProcessTree, process_rewards, step_sizes
 from minigrpo.cli import main
-from minigrpo.explorer import TEMPLATE, page, read_group
+from minigrpo.explorer import TEMPLATE, page
+from minigrpo.llm.runs import read_group
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 
 HOSTILE = [

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from minigrpo.cli import main
 from minigrpo.llm import training
-from minigrpo.llm.experiments import read_metrics
 from minigrpo.llm.models import TINY, load_model
+from minigrpo.llm.runs import read_metrics
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.tasks import load_task
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minigrpo.llm.evaluation import counted, evaluate
-from minigrpo.llm.experiments import load_run, read_metrics
 from minigrpo.llm.models import load_model
+from minigrpo.llm.runs import load_run, read_metrics
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import load_task
 from minigrpo.llm.training import train

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from minigrpo.cli import main
-from minigrpo.llm.experiments import compare, curve, differences, read_metrics
+from minigrpo.llm.experiments import compare, curve, differences
 from minigrpo.llm.plots import HEADER, curves_csv, plot_curves, read_curves
+from minigrpo.llm.runs import read_metrics
 from minigrpo.llm.settings import Settings
 from minigrpo.text import differences_text
 

@@ -42,27 +42,25 @@ from transformers import (
 )
 
 from minigrpo import OBJECTIVES, policy_loss
-from minigrpo.llm import forward, models
-from minigrpo.llm.evaluation import encode_prompts
+from minigrpo.llm import forward, models, settings
+from minigrpo.llm.agreement import disagreement, probe, usable_forwards
 from minigrpo.llm.forward import (
     FORWARDS,
     TREE,
-    Costs,
-    choose,
-    cost,
-    costs_of,
-    disagreement,
-    micro_batches,
+    ForwardCosts,
+    cheapest_forward,
+    forward_cost,
+    forward_costs,
+    pack_samples,
     packed_logps,
     padded_logps,
-    probe,
-    select,
     shared_logps,
-    ways_of,
 )
+from minigrpo.llm.prompts import encode_prompts
 from minigrpo.llm.sampling import Samples, completion_logps, sample_completions, window_of
 from minigrpo.llm.settings import Settings
-from minigrpo.packing import ancestor_blocks, ancestor_mask, pack, tree_loss, unpack
+from minigrpo.llm.update import micro_batches, select
+from minigrpo.packing import ancestor_blocks, ancestor_mask, tree_loss, unpack
 
 V = 23
 IDS = {"vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -121,10 +119,6 @@ def samples_of(kind, P=2, G=5, L=4, T=7, dtype=torch.float64):
     prompt_mask = torch.arange(L) >= L - prompt_lengths
     prompts = draw(3, V, (P, L)) * prompt_mask
     return Samples(prompts, prompt_mask, ids * mask, mask, torch.zeros(P, G, T, dtype=dtype))
-
-
-def pack_samples(samples):
-    return pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
 
 
 def gradient(model, loss):
@@ -251,11 +245,11 @@ def test_smollm2(objective):
 
 
 def test_few_logits_at_once(monkeypatch):
-    """The same gradient where the vocabulary's logits are made in chunks, of at most LOGITS_AT_ONCE numbers."""
+    """The same gradient where the vocabulary's logits are made in chunks, of at most MAX_LOGITS numbers."""
     model, samples = model_of("llama"), samples_of("random")
     packed, head, sizes = pack_samples(samples), model.get_output_embeddings(), []
     expected = gradient(model, packed_logps(model, packed).sum())
-    monkeypatch.setattr(forward, "LOGITS_AT_ONCE", 5 * V)
+    monkeypatch.setattr(forward, "MAX_LOGITS", 5 * V)
     head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
     actual = gradient(model, packed_logps(model, packed).sum())
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
@@ -324,8 +318,8 @@ def test_what_comes_after_the_head(family):
 def test_ways_of_a_model_that_fits(family):
     model = model_of(family, dtype=torch.float32).eval()
     assert disagreement(model, probe(model), FORWARDS) < 1e-4
-    assert ways_of(model, Settings()) == (FORWARDS, "")
-    assert ways_of(model, Settings(update="shared")) == (("shared",), "")
+    assert usable_forwards(model, Settings()) == (tuple(FORWARDS), "")
+    assert usable_forwards(model, Settings(forward="shared")) == (("shared",), "")
     assert not model.training
 
 
@@ -363,19 +357,19 @@ def test_ways_of_a_model_that_does_not_fit(kind):
     cls, config, reason = UNFIT[kind]
     model = cls(config).eval()
     for update in ("auto", "packed"):
-        ways, why = ways_of(model, Settings(update=update))
+        ways, why = usable_forwards(model, Settings(forward=update))
         assert ways == ("padded",)
         assert reason in why
-    assert ways_of(model, Settings(update="padded")) == (("padded",), "")
+    assert usable_forwards(model, Settings(forward="padded")) == (("padded",), "")
 
 
 def test_a_lack_of_memory_is_not_taken_for_a_model_that_does_not_fit(monkeypatch):
     def disagreement(*_):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("minigrpo.llm.forward.disagreement", disagreement)
+    monkeypatch.setattr("minigrpo.llm.agreement.disagreement", disagreement)
     with pytest.raises(torch.OutOfMemoryError):
-        ways_of(LlamaForCausalLM(LlamaConfig(**SMALL)).eval(), Settings())
+        usable_forwards(LlamaForCausalLM(LlamaConfig(**SMALL)).eval(), Settings())
 
 
 @pytest.mark.parametrize(
@@ -388,7 +382,7 @@ def test_a_lack_of_memory_is_not_taken_for_a_model_that_does_not_fit(monkeypatch
 def test_models_that_are_refused(cls, config):
     model = cls(config).eval()
     with pytest.raises(ValueError, match="takes no position ids or keeps a state"):
-        ways_of(model, Settings())
+        usable_forwards(model, Settings())
     with pytest.raises(ValueError, match="takes no position ids or keeps a state"):
         packed_logps(model, pack_samples(samples_of("random")))
 
@@ -407,8 +401,8 @@ def test_depth_must_fit_the_context():
 
 def test_gradient_checkpointing_has_no_cache():
     model = model_of("llama", dtype=torch.float32).eval()
-    assert ways_of(model, Settings(gradient_checkpointing=True))[0] == ("padded", "packed")
-    ways, why = ways_of(model, Settings(gradient_checkpointing=True, update="shared"))
+    assert usable_forwards(model, Settings(gradient_checkpointing=True))[0] == ("padded", "packed")
+    ways, why = usable_forwards(model, Settings(gradient_checkpointing=True, forward="shared"))
     assert (ways, "cache" in why) == (("padded",), True)
 
 
@@ -435,16 +429,17 @@ def test_what_a_model_does_not_heed_is_found(fault, dtype):
 
     deaf.__signature__ = inspect.signature(original)
     model.base_model.forward = deaf
-    ways, why = ways_of(model, Settings(dtype=dtype))
+    ways, why = usable_forwards(model, Settings(dtype=dtype))
     assert ways == ("padded",)
     assert "differ by" in why
 
 
 def test_nan_is_a_disagreement(monkeypatch):
     model = model_of("llama", dtype=torch.float32).eval()
-    monkeypatch.setattr(forward, "packed_logps", lambda model, packed: torch.full(packed.ids.shape, math.nan))
+    nan = FORWARDS["packed"]._replace(logps=lambda model, packed: torch.full(packed.ids.shape, math.nan))
+    monkeypatch.setitem(FORWARDS, "packed", nan)
     assert math.isnan(disagreement(model, probe(model), FORWARDS))
-    assert ways_of(model, Settings())[0] == ("padded",)
+    assert usable_forwards(model, Settings())[0] == ("padded",)
 
 
 def test_logits_that_are_not_the_head_s():
@@ -458,7 +453,7 @@ def test_logits_that_are_not_the_head_s():
 
     model.forward = doubled
     with pytest.raises(ValueError, match="does more to its logits than its head"):
-        ways_of(model, Settings())
+        usable_forwards(model, Settings())
 
 
 def test_sliding_window_that_matters():
@@ -467,20 +462,20 @@ def test_sliding_window_that_matters():
     model, samples = cls(config).eval(), samples_of("random", dtype=torch.float32)  # 4 + 7 tokens
     assert disagreement(model, samples, FORWARDS) < 1e-5
     assert window_of(model) == 11
-    packed, free = pack_samples(samples), Costs(token=1, scored=0, pair=0, call=0)
-    assert choose(samples, packed, costs=free, ways=FORWARDS, window=11) == "packed"
-    assert choose(samples, packed, costs=free, ways=FORWARDS, window=10) == "padded"
+    free = ForwardCosts(token=1, scored=0, pair=0, call=0)
+    assert cheapest_forward(samples, free, FORWARDS, window=11)[0] == "packed"
+    assert cheapest_forward(samples, free, FORWARDS, window=10) == ("padded", samples)
     assert window_of(model_of("llama")) == math.inf
 
 
 def test_costs_of_a_model():
-    costs = costs_of(model_of("llama"))
+    costs = forward_costs(model_of("llama"))
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32  # q o, k v, gate up down, norms
     assert costs.token == 2 * (2 * layer + 32)
     assert costs.scored == 2 * 32 * V
-    assert costs.pair == forward.ATTENTION * 4 * 2 * 32
-    assert costs.call == forward.LAYER * 2
-    assert costs.block == forward.BLOCK * 2
+    assert costs.pair == forward.ATTENTION_FLOP * 4 * 2 * 32
+    assert costs.call == forward.LAYER_OVERHEAD * 2
+    assert costs.block == forward.BLOCK_OVERHEAD * 2
 
 
 def test_costs_of_layers_that_differ():
@@ -492,7 +487,7 @@ def test_costs_of_layers_that_differ():
 
     config = SimpleNamespace(num_hidden_layers=2, per_layer_config=[layer(4), layer(2, sliding_window=6)])
     model.config.get_text_config = lambda: config
-    assert costs_of(model).pair == forward.ATTENTION * 4 * (4 * 8 + 2 * 8)
+    assert forward_costs(model).pair == forward.ATTENTION_FLOP * 4 * (4 * 8 + 2 * 8)
     assert window_of(model) == 6
 
 
@@ -501,21 +496,24 @@ def test_costs_of_gemma_4():
     sizes = SMALL | {"vocab_size_per_layer_input": V, "head_dim": 8, "num_key_value_heads": 2}
     sizes |= {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 16}
     model = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**sizes)).eval()
-    assert costs_of(model).pair == forward.ATTENTION * 4 * (4 * 8 + 4 * 16)
-    assert ways_of(model, Settings(update="padded")) == (("padded",), "")
+    assert forward_costs(model).pair == forward.ATTENTION_FLOP * 4 * (4 * 8 + 4 * 16)
+    assert usable_forwards(model, Settings(forward="padded")) == (("padded",), "")
 
 
 def test_choice_is_the_cheapest_by_the_shapes():
-    samples = samples_of("all equal", P=1, G=4, L=4, T=8)
-    packed = pack_samples(samples)  # 4 + 7 tokens against 44 padded, 32 shared
-    token, pair, call, scored = (Costs(*row) for row in torch.eye(4)[[0, 2, 3, 1]].tolist())
-    assert [cost(way, samples, packed, token) for way in FORWARDS] == [44, 32, 11]
-    assert [cost(way, samples, packed, scored) for way in FORWARDS] == [32, 32, 8]
-    assert [cost(way, samples, packed, pair) for way in FORWARDS] == [4 * 121, 16 + 28 * 11, 121]
-    assert [cost(way, samples, packed, call) for way in FORWARDS] == [1, 2, 1]
-    assert choose(samples, packed, costs=token, ways=FORWARDS) == "packed"
-    assert choose(samples, packed, costs=token, ways=("padded", "shared")) == "shared"
-    assert choose(samples, packed, costs=call, ways=("padded", "shared")) == "padded"
+    samples = samples_of("all equal", P=1, G=4, L=4, T=8)  # 4 + 7 tokens packed against 44 padded, 32 shared
+    token, pair, call, scored = (ForwardCosts(*row) for row in torch.eye(4)[[0, 2, 3, 1]].tolist())
+    assert [forward_cost(name, samples, token) for name in FORWARDS] == [44, 32, 11]
+    assert [forward_cost(name, samples, scored) for name in FORWARDS] == [32, 32, 8]
+    assert [forward_cost(name, samples, pair) for name in FORWARDS] == [4 * 121, 16 + 28 * 11, 121]
+    assert [forward_cost(name, samples, call) for name in FORWARDS] == [1, 2, 1]
+    assert cheapest_forward(samples, token, FORWARDS)[0] == "packed"
+    assert cheapest_forward(samples, token, ("padded", "shared"))[0] == "shared"
+    assert cheapest_forward(samples, call, ("padded", "shared"))[0] == "padded"
     star = samples_of("star", P=1, G=20, L=4, T=40)
     star = Samples(star.prompt_ids, star.prompt_mask, star.completion_ids, torch.ones(1, 20, 40).bool(), star.old_logps)
-    assert choose(star, pack_samples(star), costs=pair, ways=FORWARDS) == "shared"
+    assert cheapest_forward(star, pair, FORWARDS)[0] == "shared"
+
+
+def test_settings_name_every_forward():
+    assert settings.FORWARDS == ("auto", *FORWARDS)

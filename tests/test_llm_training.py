@@ -16,15 +16,19 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from minigrpo.llm import training
-from minigrpo.llm.evaluation import decode, encode_prompts, evaluate
-from minigrpo.llm.experiments import load_run, overlap, read_metrics, summary, theorem
-from minigrpo.llm.forward import FORWARDS
+from minigrpo.llm import metrics, runs, training, update
+from minigrpo.llm.evaluation import evaluate
+from minigrpo.llm.experiments import overlap, summary, theorem
+from minigrpo.llm.forward import FORWARDS, forward_costs
 from minigrpo.llm.models import TINY, load_model
+from minigrpo.llm.prompts import encode_prompts
+from minigrpo.llm.runs import load_run, read_metrics
 from minigrpo.llm.sampling import Samples, completion_logps, sample_completions
+from minigrpo.llm.scoring import decode
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.tasks import load_task
-from minigrpo.llm.training import Learner, descend, prepare, reference_of, train
+from minigrpo.llm.training import train
+from minigrpo.llm.update import Learner, descend, prepare, reference_of
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.stats import pass_at_k, wilson
@@ -65,9 +69,9 @@ def gradient_of(settings, batch, micro_batch, way="padded"):
             weight.add_(0.003 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
     optimizer = torch.optim.SGD(weights, lr=0.0)
     tensors = OBJECTIVES[settings.objective](rewards, samples.completion_ids, samples.completion_mask)
-    learner = Learner(model, reference, optimizer, settings, lambda *shapes: way)
-    learned, fitted = descend(learner, samples, tensors, micro_batch)
-    return torch.cat([weight.grad.flatten() for weight in weights]), learned, fitted
+    learner = Learner(model, reference, optimizer, settings, (way,), forward_costs(model), micro_batch)
+    learned = descend(learner, samples, *tensors)
+    return torch.cat([weight.grad.flatten() for weight in weights]), learned, learner.micro_batch
 
 
 BIG = {"max_grad_norm": 1e9, "temperature": 2.0}  # no scaling, so that gradients can be compared
@@ -131,14 +135,14 @@ def test_gradient_is_that_of_the_loss(batch):
 
 def test_out_of_memory_halves_the_micro_batch(batch, monkeypatch, capsys):
     whole, _, _ = gradient_of(Settings(**BIG), batch, 12)
-    original = training.padded_logps
+    padded = FORWARDS["padded"]
 
     def small(model, samples, **options):
         if samples.completion_ids[..., 0].numel() > 3:
             raise torch.OutOfMemoryError("no memory")
-        return original(model, samples, **options)
+        return padded.logps(model, samples, **options)
 
-    monkeypatch.setattr(training, "padded_logps", small)
+    monkeypatch.setitem(FORWARDS, "padded", padded._replace(logps=small))
     parts, _, fitted = gradient_of(Settings(**BIG), batch, 12)
     assert fitted == 3
     assert (parts - whole).norm() / whole.norm() < 1e-5
@@ -182,7 +186,7 @@ def test_ways_give_one_run(tmp_path, capsys):
     """The same numbers whichever way updates are computed; `auto` saves tokens here, and dropout takes none of it."""
     options = {"beta": 0.02, "epsilon": 0.2, "iterations": 2, "learning_rate": 1e-5}
     for way in ("padded", "shared", "packed", "auto"):
-        train(dataclasses.replace(QUICK, update=way, **options), tmp_path / way, progress=False)
+        train(dataclasses.replace(QUICK, forward=way, **options), tmp_path / way, progress=False)
     padded = read_metrics(tmp_path / "padded")
     for way in ("shared", "packed"):
         rows = read_metrics(tmp_path / way)
@@ -292,11 +296,11 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
     train(QUICK, tmp_path, progress=False)
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["settings"]["update"], manifest["costs"], manifest["date"], manifest["found"]
+    del manifest["settings"]["forward"], manifest["costs"], manifest["date"], manifest["found"]
     path.write_text(json.dumps(manifest))
     assert train(QUICK, tmp_path, resume=True, progress=False)
-    with pytest.raises(ValueError, match="update 'auto', not 'packed'"):
-        train(dataclasses.replace(QUICK, update="packed"), tmp_path, resume=True, progress=False)
+    with pytest.raises(ValueError, match="forward 'auto', not 'packed'"):
+        train(dataclasses.replace(QUICK, forward="packed"), tmp_path, resume=True, progress=False)
 
 
 def test_resume_refuses_a_checkpoint_that_was_cut(tmp_path):
@@ -309,8 +313,8 @@ def test_resume_refuses_a_checkpoint_that_was_cut(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
-    original = training._accumulate
-    monkeypatch.setattr(training, "_accumulate", lambda *a: original(*a) | {"loss": float("nan")})
+    original = update.accumulate
+    monkeypatch.setattr(update, "accumulate", lambda *a: original(*a) | {"loss": float("nan")})
     with pytest.raises(ValueError, match=r"learning_rate 0\.0001 broke the run: loss nan"):
         train(dataclasses.replace(QUICK, learning_rate=1e-4), tmp_path, progress=False)
 
@@ -323,7 +327,7 @@ def test_capped_is_what_no_end_ended(number, named, capped):
     ids = torch.tensor([[[4, 6, number, 1], [7, 6, number, 1]]])
     mask = torch.tensor([True, True, True, False]).expand(1, 2, 4)
     samples = Samples(torch.ones(1, 1).long(), torch.ones(1, 1).bool(), ids, mask, torch.zeros(1, 2, 4))
-    assert training.describe(samples, torch.zeros(1, 2), named)["capped"] == capped
+    assert metrics.describe(samples, torch.zeros(1, 2), named)["capped"] == capped
 
 
 def two_ends(folder):
@@ -396,16 +400,16 @@ def test_a_run_keeps_its_date(tmp_path, monkeypatch):
 
 def test_log_probs_of_training_that_are_not_those_of_sampling(tmp_path, monkeypatch, capsys):
     """The mean ratio would hardly tell where some tokens are likelier and some are less, as by a wrong position."""
-    original = training.logps_of
+    padded = FORWARDS["padded"]
 
-    def off(model, part, packed, way, settings):
-        logps = original(model, part, packed, way, settings)
+    def off(model, samples, **options):
+        logps = padded.logps(model, samples, **options)
         return logps + 0.05 * (2 * (torch.arange(logps[0].numel()).view_as(logps[0]) % 2) - 1)
 
-    settings = dataclasses.replace(QUICK, updates=1, update="padded")
+    settings = dataclasses.replace(QUICK, updates=1, forward="padded")
     train(settings, tmp_path / "right", progress=False)
     assert [row["warnings"] for row in read_metrics(tmp_path / "right")] == [[], []]
-    monkeypatch.setattr(training, "logps_of", off)
+    monkeypatch.setitem(FORWARDS, "padded", padded._replace(logps=off))
     train(settings, tmp_path / "wrong", progress=False)
     first, last = read_metrics(tmp_path / "wrong")
     assert last["warnings"] == []  # no pass
@@ -429,13 +433,13 @@ def test_log_probs_of_training_that_are_not_those_of_sampling(tmp_path, monkeypa
     ],
 )
 def test_a_mismatch_beyond_rounding(gaps, dtype, dropout, told):
-    assert bool(training.mismatch(gaps, dataclasses.replace(QUICK, dtype=dtype), dropout)) == told
+    assert bool(metrics.mismatch(gaps, dataclasses.replace(QUICK, dtype=dtype), dropout)) == told
 
 
 def test_a_system_without_git_and_resource(tmp_path, monkeypatch):
     """Windows has neither, of itself."""
-    monkeypatch.setattr(training.shutil, "which", lambda name: None)
-    monkeypatch.setattr(training.sys, "platform", "win32")
+    monkeypatch.setattr(runs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(metrics.sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)
     train(dataclasses.replace(QUICK, updates=1), tmp_path, progress=False)
     assert json.loads((tmp_path / "manifest.json").read_text())["git_revision"] is None
@@ -452,9 +456,9 @@ def test_a_system_without_git_and_resource(tmp_path, monkeypatch):
 )
 def test_warnings_in_plain_words(row, words):
     fine = {"zero_variance": 0.5, "entropy": 1.0, "capped": 0.0}
-    assert training.warnings_of([fine] * 10, Settings()) == []
-    assert training.warnings_of([fine | row] * 4, Settings()) == []
-    (warning,) = training.warnings_of([fine] * 3 + [fine | row] * 5, Settings())
+    assert metrics.warnings_of([fine] * 10, Settings()) == []
+    assert metrics.warnings_of([fine | row] * 4, Settings()) == []
+    (warning,) = metrics.warnings_of([fine] * 3 + [fine | row] * 5, Settings())
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(warning)
 

@@ -116,7 +116,8 @@ def _progress(arguments: argparse.Namespace) -> bool:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from minigrpo.llm.experiments import read_metrics, summary
+    from minigrpo.llm.experiments import summary
+    from minigrpo.llm.runs import read_metrics
     from minigrpo.llm.training import train
 
     settings = _settings(arguments)
@@ -138,10 +139,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.evaluation import evaluate
-    from minigrpo.llm.experiments import load_run, read_settings
     from minigrpo.llm.found import found, found_lines
     from minigrpo.llm.models import load_model
     from minigrpo.llm.prompts import fix_date, longest_prompt
+    from minigrpo.llm.runs import load_run, read_settings
     from minigrpo.llm.tasks import load_task
 
     if arguments.folder and (arguments.model or arguments.preset):

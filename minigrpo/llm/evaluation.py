@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minigrpo.llm.models import eos_ids_of
 from minigrpo.llm.prompts import check_prompts, encode_prompts
-from minigrpo.llm.sampling import sample_completions
+from minigrpo.llm.scoring import score_groups
 from minigrpo.llm.tasks import Task
 from minigrpo.stats import pass_at_k, wilson
-
-
-def decode(
-    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, mask: torch.Tensor, eos_ids: Collection[int] = ()
-) -> list[str]:
-    """Turn completions (…, T) into texts, row by row, without special tokens and those that end a completion."""
-    rows = zip(ids.flatten(0, -2).tolist(), mask.flatten(0, -2).sum(dim=-1).tolist(), strict=True)
-    kept = ([token for token in row[:length] if token not in eos_ids] for row, length in rows)
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
 
 
 def evaluate(
@@ -39,39 +29,49 @@ def evaluate(
 
         accuracy = share of right completions;   pass@k = mean over problems of 1 − C(n − c, k) / C(n, k)
 
-    Args: problems: how many of the held-out ones, all where None; samples: n completions of each (1 where temperature
-        is 0, greedy); batch: completions at a time.
-    Returns: accuracy with its 95% Wilson interval (ci_low, ci_high), problems, samples, and pass@k with its own
+    Args:
+        model: the policy; it is left in the mode, of training or evaluation, that it came in.
+        tokenizer: its own, with a chat template.
+        task: whose held-out problems are solved.
+        max_new_tokens: of a completion at most.
+        problems: how many of the held-out ones, all where None.
+        samples: n completions of each; 1 where temperature is 0.
+        temperature: 0 is greedy.
+        batch: completions at a time.
+        seed: of sampling.
+
+    Returns:
+        accuracy with its 95% Wilson interval (ci_low, ci_high), problems, samples, and pass@k with its own
         (pass@k_ci_low, pass@k_ci_high) for k = 1, 2, 4, … n. Intervals count problems, not completions, as those of
         one problem are not independent: where n is above 1 they are a little too wide.
-    Raises: ValueError for options out of range, or a prompt that leaves no room for an answer.
+
+    Raises:
+        ValueError: for options out of range, or a prompt that leaves no room for an answer.
+
     Source: pass@k of Chen et al. 2021, arXiv 2107.03374; interval of Wilson 1927.
     """
     if samples < 1 or (temperature == 0 and samples > 1):
         raise ValueError(f"samples must be at least 1, and 1 where temperature is 0 (greedy), got {samples}")
-    kept = task.heldout if problems is None else task.heldout.select(range(min(problems, len(task.heldout))))
-    prompts, eos_ids = encode_prompts(tokenizer, kept["prompt"], task.system_prompt), eos_ids_of(model, tokenizer)
-    check_prompts(model, "held-out", kept["prompt"], prompts, max_new_tokens)
+    heldout = task.heldout if problems is None else task.heldout.select(range(min(problems, len(task.heldout))))
+    prompts = encode_prompts(tokenizer, heldout["prompt"], task.system_prompt)
+    check_prompts(model, "held-out", heldout["prompt"], prompts, max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
-    right: list[int] = []  # right completions of each problem
-    size = max(1, batch // samples)
+    size = max(1, batch // samples)  # problems at a time
     was_training = model.training
     model.eval()
-    for first in range(0, len(kept), size):
-        drawn = sample_completions(
+    right: list[int] = []  # right completions of each problem
+    for first in range(0, len(heldout), size):
+        scored = score_groups(
             model,
-            prompts[first : first + size],
+            tokenizer,
+            task,
+            heldout[first : first + size],
             group_size=samples,
             max_new_tokens=max_new_tokens,
-            eos_ids=eos_ids,
-            pad_id=tokenizer.pad_token_id,
             temperature=temperature,
             generator=generator,
         )
-        texts = decode(tokenizer, drawn.completion_ids, drawn.completion_mask, eos_ids)
-        answers = [answer for answer in kept["answer"][first : first + size] for _ in range(samples)]
-        rewards = [task.reward(text, answer) == 1.0 for text, answer in zip(texts, answers, strict=True)]
-        right += [sum(rewards[k : k + samples]) for k in range(0, len(rewards), samples)]
+        right += (scored.rewards == 1.0).sum(dim=1).tolist()
     model.train(was_training)
     return counted(right, samples)
 

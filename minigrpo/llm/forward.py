@@ -1,19 +1,23 @@
-"""ln π_θ of sampled completions with gradient, three ways that give the same numbers, and which one pays.
+"""The forwards: ways to compute ln π_θ of sampled completions, with gradient, that give the same numbers.
 
     padded   every completion with its prompt before it, as rows of one length
     shared   each prompt once; its keys and values serve the G completions, which are rows
     packed   each token of the tree once (`minigrpo.packing`), under a mask of ancestors
 
-Shapes: P prompts, L prompt tokens, G completions of a group, T tokens, N tokens of a packed tree, H hidden units.
+Each is an entry of FORWARDS; a new way is a new entry. `agreement` decides which of them a model may use,
+`cheapest_forward` which of those a batch takes.
+
+Shapes: P prompts, L prompt tokens, G completions of a group, T tokens, N tokens of a packed tree, M of them inner ones,
+H hidden units.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +27,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minigrpo.llm.models import reason_of
-from minigrpo.llm.sampling import (
-    Samples,
-    cache_argument,
-    completion_logps,
-    context_of,
-    layer_configs,
-    positions,
-    rows_of,
-    window_of,
-)
-from minigrpo.llm.settings import Settings
-from minigrpo.losses import token_logps
+from minigrpo.llm.sampling import Samples, cache_argument, context_of, layer_configs, positions, rows_of
+from minigrpo.losses import policy_loss, token_logps
 from minigrpo.packing import (
     PackedGroups,
     ancestor_blocks,
@@ -43,36 +36,64 @@ from minigrpo.packing import (
     ancestor_rule,
     inner_tokens,
     pack,
+    tree_loss,
     unpack,
 )
 
 TREE = "tree"  # the name of `tree_attention` in transformers
-LOGITS_AT_ONCE = 2**25  # 128 MB in float32
-FORWARDS = ("padded", "shared", "packed")
-# Fitted by benchmarks/packing.py: operations of a linear layer in the time, forward and back, of …
-ATTENTION = 2.7  # … one operation in the attention
-LAYER = 2.7e8  # … a layer that is called for nothing
-BLOCK = 5.4e7  # … one more block of queries in a layer
-AGREEMENT = {"float32": 1e-3, "bfloat16": 0.5}  # nats, on random tokens, where a wrong mask is off by more than 1
+MAX_LOGITS = 2**25  # computed at once: 128 MB in float32
+
+# The cost model counts in FLOPs of a linear layer, forward and back. Fitted by benchmarks/packing.py:
+ATTENTION_FLOP = 2.7  # what a FLOP of the attention costs
+LAYER_OVERHEAD = 2.7e8  # what calling a layer costs, however little it computes
+BLOCK_OVERHEAD = 5.4e7  # what one more block of queries costs in each layer
+
+
+class Forward(NamedTuple):
+    """One way to compute log-probs and their loss. A layout is what it works on: Samples, or a tree made of them."""
+
+    layout: Callable[[Samples], Any]
+    logps: Callable[..., Tensor]  # (model, layout, *, temperature) → (P, G, T), or (P, N) of the nodes of a tree
+    loss: Callable[..., Tensor]  # (logps, old_logps, advantages, step_weights, layout, **options) → scalar
+    rows: Callable[[Tensor, Any], Tensor]  # (logps, layout) → (P, G, T)
+    cost: Callable[[Any, ForwardCosts], float]  # (layout, costs) → FLOPs of a linear layer
+    needs_cache: bool = False  # which gradient checkpointing drops
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Log-probs
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def padded_logps(model: PreTrainedModel, samples: Samples, *, temperature: float = 1.0) -> Tensor:
-    """Compute the log-probs in one pass over P·G rows of L + T tokens.
+    """Compute ln softmax(z/τ) of each token in one pass over P·G rows of L + T tokens.
 
-    Returns: float32 (P, G, T) in nats, 0 where masked.
+    Args:
+        model: without adapters around it; gradient flows into it.
+        samples: of P prompts.
+        temperature: τ of the policy; 0 means 1.
+
+    Returns:
+        float32 (P, G, T) in nats, 0 where masked.
     """
     P, G, T = samples.completion_ids.shape
-    ids, mask = (x[:, :-1] for x in rows_of(samples))  # (P·G, L + T − 1), the last token predicts nothing
-    hidden = model.base_model(
-        input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
-    ).last_hidden_state
-    return _logps_of_rows(model, hidden[:, -T:].view(P, G, T, -1), samples, temperature)
+    ids, mask = rows_of(samples)
+    ids, mask = ids[:, :-1], mask[:, :-1]  # (P·G, L + T − 1): the last token predicts nothing
+    output = model.base_model(input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+    hidden = output.last_hidden_state[:, -T:].view(P, G, T, -1)
+    return _logps_of_rows(model, hidden, samples, temperature)
 
 
 def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float = 1.0) -> Tensor:
-    """Compute the log-probs with one pass over the prompts and one over the completions, which see its cache.
+    """Compute ln softmax(z/τ) with one pass over the prompts and one over the completions, which see its cache.
 
-    Returns: float32 (P, G, T) in nats, 0 where masked. Not for gradient checkpointing, which drops the cache.
+    Args:
+        model: without adapters around it, and without gradient checkpointing, which drops the cache.
+        samples: of P prompts.
+        temperature: τ of the policy; 0 means 1.
+
+    Returns:
+        float32 (P, G, T) in nats, 0 where masked.
     """
     P, G, T = samples.completion_ids.shape
     cache = DynamicCache(config=model.config)
@@ -80,42 +101,123 @@ def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     mask = samples.prompt_mask
     prompt = model.base_model(
         input_ids=samples.prompt_ids, attention_mask=mask.long(), position_ids=positions(mask), **cached
-    ).last_hidden_state
-    hidden = prompt[:, -1:].unsqueeze(1).expand(P, G, 1, -1)  # predicts each completion's first token
+    )
+    # The prompt's last token predicts each completion's first.
+    hidden = prompt.last_hidden_state[:, -1:].unsqueeze(1).expand(P, G, 1, -1)
     if T > 1:
-        cache.batch_repeat_interleave(G)
-        seen = torch.cat([mask.repeat_interleave(G, dim=0), samples.completion_mask.flatten(0, 1)[:, :-1]], dim=1)
-        completion = model.base_model(
+        cache.batch_repeat_interleave(G)  # P prompts → P·G rows
+        prompts_seen = mask.repeat_interleave(G, dim=0)  # (P·G, L)
+        completions_seen = samples.completion_mask.flatten(0, 1)[:, :-1]  # (P·G, T − 1)
+        seen = torch.cat([prompts_seen, completions_seen], dim=1)
+        completions = model.base_model(
             input_ids=samples.completion_ids.flatten(0, 1)[:, :-1],
             attention_mask=seen.long(),
             position_ids=positions(seen)[:, mask.shape[1] :],
             **cached,
-        ).last_hidden_state
-        hidden = torch.cat([hidden, completion.view(P, G, T - 1, -1)], dim=2)
+        )
+        rest = completions.last_hidden_state.view(P, G, T - 1, -1)
+        hidden = torch.cat([hidden, rest], dim=2)  # (P, G, T, H)
     return _logps_of_rows(model, hidden, samples, temperature)
 
 
 def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: float = 1.0) -> Tensor:
-    """Compute the log-prob of every node of the trees in one pass over P sequences of M tokens, the inner ones.
+    """Compute ln softmax(z/τ) of every node of the trees in one pass over P sequences of M tokens, the inner ones.
 
-    Returns: float32 (P, N) in nats, 0 where there is no node.
-    Raises: ValueError for a model without position ids, or a path longer than its context.
+    Args:
+        model: without adapters around it.
+        packed: the trees of P prompts.
+        temperature: τ of the policy; 0 means 1.
+
+    Returns:
+        float32 (P, N) in nats, 0 where there is no node.
+
+    Raises:
+        ValueError: for a model without position ids, or a path longer than its context.
     """
     check_positions(model)
-    longest, (context, words) = int(packed.depth.max()) + 1, context_of(model.config)
-    if longest > context:  # by its depth: how long the packed sequence is makes no difference
+    _check_depth(model, packed)
+    ids, depth, end, parent = inner_tokens(packed)
+    blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
+    output = model.base_model(
+        input_ids=ids, attention_mask=_mask_of(model, end), position_ids=depth, use_cache=False, **blocks
+    )
+    node = packed.multiplicity > 0  # (P, N)
+    tree = node.nonzero()[:, 0]  # (nodes,): which of the P trees each node stands in
+    parents = output.last_hidden_state[tree, parent[node]]  # (nodes, H)
+    logps = chosen_logps(model, parents, packed.ids[node], temperature)
+    return torch.zeros(node.shape, dtype=logps.dtype, device=logps.device).masked_scatter(node, logps)
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """Require a model with a body, told where tokens stand, that sees them by attention alone. Raises: ValueError."""
+    if model.base_model is model:
+        raise ValueError(f"{type(model).__name__} can't be run without its head: take another model")
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
+        raise ValueError(
+            f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
+        )
+
+
+def _check_depth(model: PreTrainedModel, packed: PackedGroups) -> None:
+    """Require that the longest path fits; how long the packed sequence is makes no difference."""
+    longest = int(packed.depth.max()) + 1
+    context, words = context_of(model.config)
+    if longest > context:
         raise ValueError(
             f"packed has a path of {longest} tokens, which must fit into {words}: shorten prompt or completions"
         )
-    ids, depth, end, parent = inner_tokens(packed)
-    blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
-    hidden = model.base_model(
-        input_ids=ids, attention_mask=_mask_of(model, end), position_ids=depth, use_cache=False, **blocks
-    ).last_hidden_state  # (P, M, H)
-    node = packed.multiplicity > 0
-    parents = hidden[node.nonzero()[:, 0], parent[node]]  # (nodes, H)
-    logps = chosen_logps(model, parents, packed.ids[node], temperature)
-    return torch.zeros(node.shape, dtype=logps.dtype, device=logps.device).masked_scatter(node, logps)
+
+
+def chosen_logps(model: PreTrainedModel, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Compute ln π of tokens from the hidden states before them, never more than MAX_LOGITS logits at once.
+
+    Args:
+        model: whose head makes the logits.
+        hidden: float (n, H).
+        ids: int (n,), the tokens.
+        temperature: of the policy; 0 means 1.
+
+    Returns:
+        float32, or float64 for a model of it, (n,) in nats.
+    """
+    head = model.get_output_embeddings()
+    finish = _after_head(model, temperature or 1.0)
+
+    def logps(hidden: Tensor, ids: Tensor) -> Tensor:
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
+        return token_logps(finish(logits), ids)
+
+    size = max(1, MAX_LOGITS // head.weight.shape[0])  # tokens at a time
+    if len(ids) <= size:
+        return logps(hidden, ids)
+    parts = zip(hidden.split(size), ids.split(size), strict=True)
+    return torch.cat([checkpoint(logps, *part, use_reentrant=False) for part in parts])  # logits are made again
+
+
+def _after_head(model: PreTrainedModel, temperature: float) -> Callable[[Tensor], Tensor]:
+    """What is done to the logits after the head: Gemma's cap, Cohere's scale, Granite's divisor, the temperature."""
+    config = model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    factor = scale / divisor
+    if cap:
+        return lambda logits: cap / temperature * torch.tanh(logits * (factor / cap))
+    factor /= temperature
+    return lambda logits: logits if factor == 1 else logits * factor  # a pass over all of them is dear
+
+
+def _logps_of_rows(model: PreTrainedModel, hidden: Tensor, samples: Samples, temperature: float) -> Tensor:
+    """Log-probs (P, G, T), 0 where masked, from the hidden states (P, G, T, H) before each token."""
+    mask = samples.completion_mask
+    logps = chosen_logps(model, hidden[mask], samples.completion_ids[mask], temperature)
+    return torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(mask, logps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention over a tree
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _mask_of(model: PreTrainedModel, end: Tensor) -> Tensor | BlockMask:
@@ -125,7 +227,7 @@ def _mask_of(model: PreTrainedModel, end: Tensor) -> Tensor | BlockMask:
         P, M = end.shape
         return create_block_mask(ancestor_rule(end), P, None, M, M, device=end.device)
     mask = ancestor_mask(end).unsqueeze(1)
-    if kind == "eager":
+    if kind == "eager":  # it adds its mask to the scores
         return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
     return mask
 
@@ -153,66 +255,17 @@ AttentionInterface.register(TREE, tree_attention)
 AttentionMaskInterface.register(TREE, sdpa_mask)
 
 
-def chosen_logps(model: PreTrainedModel, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """ln π of tokens (n,) from the hidden states (n, H) before them; never more logits at once than LOGITS_AT_ONCE."""
-    head, finish = model.get_output_embeddings(), _after_head(model, temperature or 1.0)
-
-    def logps(hidden: Tensor, ids: Tensor) -> Tensor:
-        logits = head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
-        return token_logps(finish(logits), ids)
-
-    size = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    if len(ids) <= size:
-        return logps(hidden, ids)
-    parts = zip(hidden.split(size), ids.split(size), strict=True)
-    return torch.cat([checkpoint(logps, *part, use_reentrant=False) for part in parts])  # logits are made again
-
-
-def _after_head(model: PreTrainedModel, temperature: float) -> Callable[[Tensor], Tensor]:
-    """What is done to the logits after the head: Gemma's cap, Cohere's scale, Granite's divisor, the temperature."""
-    config = model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    if cap:
-        return lambda logits: cap / temperature * torch.tanh(logits * (factor / cap))
-    factor /= temperature
-    return lambda logits: logits if factor == 1 else logits * factor  # a pass over all of them is dear
-
-
-def _logps_of_rows(model: PreTrainedModel, hidden: Tensor, samples: Samples, temperature: float) -> Tensor:
-    """Log-probs (P, G, T), 0 where masked, from the hidden states (P, G, T, H) before each token."""
-    mask = samples.completion_mask
-    logps = chosen_logps(model, hidden[mask], samples.completion_ids[mask], temperature)
-    return torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(mask, logps)
-
-
-def micro_batches(samples: Samples, groups: Tensor, rows: int) -> Iterator[tuple[Tensor, slice]]:
-    """Cut a batch into parts of at most `rows` completions: whole groups, or a share of one group's completions.
-
-    Args: groups int (P′,), those to take. Yields: groups and completions of a part.
-    """
-    G = samples.completion_ids.shape[1]
-    for part in groups.split(max(1, rows // G)):
-        for start in range(0, G, rows if rows < G else G):
-            yield part, slice(start, min(start + rows, G))
-
-
-def select(samples: Samples, groups: Tensor, completions: slice) -> Samples:
-    """Keep some groups and of these some completions, without the padding that none of them needs."""
-    prompt_ids, prompt_mask = samples.prompt_ids[groups], samples.prompt_mask[groups]
-    taken = (samples.completion_ids, samples.completion_mask, samples.old_logps)
-    ids, mask, old_logps = (tensor[groups][:, completions] for tensor in taken)
-    L, T = prompt_mask.sum(dim=1).max(), mask.sum(dim=2).max()
-    return Samples(prompt_ids[:, -L:], prompt_mask[:, -L:], ids[..., :T], mask[..., :T], old_logps[..., :T])
+# ---------------------------------------------------------------------------------------------------------------------
+# Cost
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a pass of a model costs, in operations of its linear layers (a multiplication and an addition are two).
+class ForwardCosts:
+    """What a forward and backward pass of a model costs, in FLOPs of its linear layers.
 
-    cost = token · tokens + scored · tokens whose log-prob is asked + pair · pairs in the attention + call · passes
-           + block · blocks of queries beyond the first
+    cost = token · tokens + scored · tokens whose log-prob is asked + pair · pairs in the attention
+           + call · passes + block · blocks of queries beyond the first
     """
 
     token: float
@@ -221,152 +274,124 @@ class Costs:
     call: float
     block: float = 0.0  # runs of an earlier version wrote none
 
+    def of(self, *, tokens: int, scored: int, pairs: int, passes: int = 1, blocks: int = 1) -> float:
+        """The cost of some tokens, pairs, passes and blocks."""
+        work = self.token * tokens + self.scored * scored + self.pair * pairs
+        return work + self.call * passes + self.block * (blocks - 1)
 
-def costs_of(model: PreTrainedModel) -> Costs:
+
+def forward_costs(model: PreTrainedModel) -> ForwardCosts:
     """Read a model's costs off its sizes and three measured constants."""
     config = model.config.get_text_config()
-    widths = [
-        layer.num_attention_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
-        for layer in layer_configs(model)
-    ]
-    embeddings = model.get_input_embeddings().weight.numel()
-    return Costs(
-        token=2.0 * (sum(weight.numel() for weight in model.base_model.parameters()) - embeddings),
-        scored=2.0 * model.get_output_embeddings().weight.numel(),
-        pair=ATTENTION * 4 * sum(widths),
-        call=LAYER * config.num_hidden_layers,
-        block=BLOCK * config.num_hidden_layers,
+    body = sum(weight.numel() for weight in model.base_model.parameters())
+    embeddings = model.get_input_embeddings().weight.numel()  # looked up, not multiplied
+    head = model.get_output_embeddings().weight.numel()
+    # A pair takes two products over the heads' whole width, one for its score and one for its value.
+    pair = sum(4 * _width_of_heads(layer) for layer in layer_configs(model))
+    return ForwardCosts(
+        token=2.0 * (body - embeddings),
+        scored=2.0 * head,
+        pair=ATTENTION_FLOP * pair,
+        call=LAYER_OVERHEAD * config.num_hidden_layers,
+        block=BLOCK_OVERHEAD * config.num_hidden_layers,
     )
 
 
-def cost(way: str, samples: Samples, packed: PackedGroups, costs: Costs) -> float:
+def _width_of_heads(layer: Any) -> int:
+    """Heads times their size, by the configuration of a layer."""
+    size = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+    return layer.num_attention_heads * size
+
+
+def padded_cost(samples: Samples, costs: ForwardCosts) -> float:
+    """The cost of `padded_logps`, from the shapes alone."""
+    P, G, L, T = _sizes(samples)
+    scored = int(samples.completion_mask.sum())
+    return costs.of(tokens=P * G * (L + T), scored=scored, pairs=P * G * (L + T) ** 2)
+
+
+def shared_cost(samples: Samples, costs: ForwardCosts) -> float:
+    """The cost of `shared_logps`, from the shapes alone."""
+    P, G, L, T = _sizes(samples)
+    scored = int(samples.completion_mask.sum())
+    pairs = P * (L * L + G * T * (L + T))
+    return costs.of(tokens=P * (L + G * T), scored=scored, pairs=pairs, passes=2)
+
+
+def packed_cost(packed: PackedGroups, costs: ForwardCosts) -> float:
+    """The cost of `packed_logps`, from the shapes alone."""
+    end = inner_tokens(packed)[2]
+    masks = [mask for _, mask in ancestor_blocks(end)]
+    return costs.of(
+        tokens=end.numel(),
+        scored=int((packed.multiplicity > 0).sum()),
+        pairs=sum(mask.numel() for mask in masks),
+        blocks=len(masks),
+    )
+
+
+def _sizes(samples: Samples) -> tuple[int, int, int, int]:
+    """P, G, L and the T tokens that are run, as the last predicts nothing."""
+    P, G, T = samples.completion_ids.shape
+    return P, G, samples.prompt_ids.shape[1], T - 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The entries
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def as_sampled(samples: Samples) -> Samples:
+    """The layout of rows: the samples as they are."""
+    return samples
+
+
+def pack_samples(samples: Samples) -> PackedGroups:
+    """The layout of a tree for each prompt."""
+    return pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
+
+
+def rows_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, step_weights: Tensor, samples: Samples, **options: Any
+) -> Tensor:
+    """`policy_loss` of log-probs (P, G, T)."""
+    return policy_loss(logps, old_logps, advantages, step_weights, samples.completion_mask, **options)
+
+
+def as_rows(logps: Tensor, samples: Samples) -> Tensor:
+    """Log-probs that are rows already."""
+    return logps
+
+
+FORWARDS: dict[str, Forward] = {
+    "padded": Forward(as_sampled, padded_logps, rows_loss, as_rows, padded_cost),
+    "shared": Forward(as_sampled, shared_logps, rows_loss, as_rows, shared_cost, needs_cache=True),
+    "packed": Forward(pack_samples, packed_logps, tree_loss, unpack, packed_cost),
+}
+
+
+def forward_cost(name: str, samples: Samples, costs: ForwardCosts) -> float:
     """The cost of one of FORWARDS for a batch, from its shapes alone."""
-    P, L = samples.prompt_ids.shape
-    G, T = samples.completion_ids.shape[1], samples.completion_ids.shape[2] - 1  # the last token predicts nothing
-    scored, blocks = int(samples.completion_mask.sum()), 1
-    if way == "packed":
-        end = inner_tokens(packed)[2]
-        tokens, passes, scored = end.numel(), 1, int((packed.multiplicity > 0).sum())
-        masks = [mask for _, mask in ancestor_blocks(end)]
-        pairs, blocks = sum(mask.numel() for mask in masks), len(masks)
-    elif way == "shared":
-        tokens, pairs, passes = P * (L + G * T), P * (L * L + G * T * (L + T)), 2
-    else:
-        tokens, pairs, passes = P * G * (L + T), P * G * (L + T) ** 2, 1
-    work = costs.token * tokens + costs.scored * scored + costs.pair * pairs
-    return work + costs.call * passes + costs.block * (blocks - 1)
+    forward = FORWARDS[name]
+    return forward.cost(forward.layout(samples), costs)
 
 
-def choose(
-    samples: Samples, packed: PackedGroups, *, costs: Costs, ways: tuple[str, ...], window: float = math.inf
-) -> str:
-    """Name the cheapest of some ways for a batch; padded where the model's window would matter."""
-    if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window:
-        return "padded"
-    return min(ways, key=lambda way: cost(way, samples, packed, costs))
+def cheapest_forward(
+    samples: Samples, costs: ForwardCosts, usable: Collection[str], *, window: float = math.inf
+) -> tuple[str, Any]:
+    """Choose the cheapest forward for a batch; the padded one where the model's window would matter.
 
+    Args:
+        samples: the batch.
+        costs: the model's.
+        usable: names of forwards that the model may use.
+        window: tokens that its shortest sliding window spans.
 
-def ways_of(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...], str]:
-    """Name the ways in which a run may compute its updates, and say why not the one asked for ("" for no reason).
-
-    A model is trained padded where its kind speaks against the others, or where their log-probs of two small groups of
-    random tokens differ from the padded ones. The groups are the same for every run, and so is the answer.
-
-    Raises: ValueError for a model whose log-probs can't be computed here at all, or are NaN.
+    Returns:
+        The name of one of FORWARDS, and its layout of the samples.
     """
-    check_positions(model)
-    samples, limit = probe(model), AGREEMENT[settings.dtype]
-    with torch.no_grad():
-        expected = completion_logps(model, samples, slice(None)).view_as(samples.old_logps)
-        gap = _gap(padded_logps(model, samples), expected, samples)
-    if math.isnan(gap):
-        raise ValueError(f"{type(model).__name__} gives log-probs that are no numbers: its weights may be broken")
-    if gap > limit:
-        raise ValueError(
-            f"{type(model).__name__} does more to its logits than its head, in a way unknown here: log-probs differ by "
-            f"{gap:.1g} nats"
-        )
-    ways, reason = ("padded",), ""
-    if settings.update != "padded":
-        ways, reason = _fitting(model, settings, samples)
-    if settings.update in ("auto", "padded"):
-        return ways, reason
-    return ((settings.update,), "") if settings.update in ways else (("padded",), reason)
-
-
-def check_positions(model: PreTrainedModel) -> None:
-    """Require a model with a body, told where tokens stand, that sees them by attention alone. Raises ValueError."""
-    if model.base_model is model:
-        raise ValueError(f"{type(model).__name__} can't be run without its head: take another model")
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
-        raise ValueError(
-            f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
-        )
-
-
-def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tuple[tuple[str, ...], str]:
-    """The ways that a model's kind allows, and in which it agrees with itself."""
-    config = model.config.get_text_config()
-    kinds = {*(getattr(config, "layer_types", None) or []), *(getattr(config, "attention_layers", None) or [])}
-    other = kinds - {"full_attention", "sliding_attention", "global"}
-    if other:
-        return ("padded",), f"the model has layers of another kind than full attention: {', '.join(sorted(other))}"
-    if model.config._attn_implementation not in ("sdpa", TREE, "eager", "flex_attention"):
-        return ("padded",), f"attention {model.config._attn_implementation!r} takes no mask of ancestors"
-    if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window_of(model):
-        return ("padded",), f"the model's sliding window of {window_of(model)} tokens is too short"
-    if settings.lora_dropout or draws_dropout(model, samples):  # new adapters add nothing yet, with dropout or without
-        return ("padded",), "dropout is active, and draws for each row"
-    # The cache that is to be shared is dropped under gradient checkpointing.
-    ways = tuple(way for way in FORWARDS if way != "shared" or not settings.gradient_checkpointing)
-    limit = AGREEMENT[settings.dtype]
-    try:
-        gap = disagreement(model, samples, ways)
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # what a model says of a mask it can't read
-        return ("padded",), f"the model takes no mask of ancestors ({reason_of(error)})"
-    if not gap <= limit:  # not even where it is NaN
-        return ("padded",), f"the ways' log-probs of one group differ by {gap:.1g} nats, above {limit:g}"
-    return ways, "gradient checkpointing drops the cache that is to be shared" * ("shared" not in ways)
-
-
-def probe(model: PreTrainedModel) -> Samples:
-    """Two small groups of random tokens, with prompts of unequal length and completions that part and end early."""
-    generator = torch.Generator().manual_seed(0)
-    prompts, ids = (
-        torch.randint(0, model.config.get_text_config().vocab_size, shape, generator=generator)
-        for shape in ((2, 5), (2, 4, 7))
-    )
-    ids[:, 1, :3], ids[:, 2, :1] = ids[:, 0, :3], ids[:, 0, :1]
-    mask = torch.arange(7) < torch.tensor([[7, 6, 7, 4], [5, 7, 7, 7]]).unsqueeze(2)
-    prompt_mask = torch.arange(5) >= torch.tensor([[0], [2]])
-    device = model.device
-    return Samples(*(x.to(device) for x in (prompts, prompt_mask, ids, mask, torch.zeros(2, 4, 7))))
-
-
-@torch.no_grad()
-def draws_dropout(model: PreTrainedModel, samples: Samples) -> bool:
-    """Whether the model in training gives other log-probs each time."""
-    was_training = model.training
-    model.train()
-    first, second = padded_logps(model, samples), padded_logps(model, samples)
-    model.train(was_training)
-    return not torch.equal(first, second)
-
-
-@torch.no_grad()
-def disagreement(model: PreTrainedModel, samples: Samples, ways: Sequence[str]) -> float:
-    """The largest difference in nats between padded log-probs and those of other ways; NaN where one is NaN."""
-    packed = pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
-    expected, gaps = padded_logps(model, samples), [0.0]
-    if "shared" in ways:
-        gaps.append(_gap(shared_logps(model, samples), expected, samples))
-    if "packed" in ways:
-        gaps.append(_gap(unpack(packed_logps(model, packed), packed), expected, samples))
-    return torch.tensor(gaps).max().item()  # Python's max would pass over NaN
-
-
-def _gap(logps: Tensor, expected: Tensor, samples: Samples) -> float:
-    """The largest difference of log-probs (P, G, T), NaN where there is one."""
-    return (logps - expected)[samples.completion_mask].abs().max().item()
+    if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window:
+        return "padded", FORWARDS["padded"].layout(samples)
+    layouts = {name: FORWARDS[name].layout(samples) for name in usable}
+    name = min(usable, key=lambda name: FORWARDS[name].cost(layouts[name], costs))
+    return name, layouts[name]

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from minigrpo.llm.experiments import curve, read_metrics, read_settings
+from minigrpo.llm.experiments import curve
+from minigrpo.llm.runs import has_manifest, has_metrics, read_metrics, read_settings, run_folders
 from minigrpo.stats import interval
 from minigrpo.viz import LINES, MARKERS, NAMES, PALETTE
 
@@ -42,10 +43,10 @@ def read_curves(paths: Sequence[str | Path]) -> list[dict]:
     """
     runs: list[dict] = []
     for path in map(Path, paths):
-        inside = sorted(file.parent for file in path.glob("*/metrics.jsonl"))
+        inside = run_folders(path)
         if path.suffix == ".csv":
             runs += _read_csv(path)
-        elif (path / "metrics.jsonl").exists() or not inside:
+        elif has_metrics(path) or not inside:
             runs.append(_read_run(path))
         else:
             runs += map(_read_run, inside)
@@ -55,7 +56,7 @@ def read_curves(paths: Sequence[str | Path]) -> list[dict]:
 def _read_run(run: Path) -> dict:
     """The curve of a run, and its settings."""
     points = curve(read_metrics(run))
-    if not (run / "manifest.json").exists():
+    if not has_manifest(run):
         return {"settings": {"objective": run.resolve().name}, "curve": points}
     return {"settings": dataclasses.asdict(read_settings(run)), "curve": points}
 

@@ -11,7 +11,7 @@ from minigrpo.settings import check_choices, check_kinds, setting
 
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("default", "sdpa", "eager", "flex_attention")
-UPDATES = ("auto", "padded", "shared", "packed")
+FORWARDS = ("auto", "padded", "shared", "packed")  # auto, and the keys of forward.FORWARDS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Settings:
     lora_alpha: int = setting(32, "adapters are scaled by alpha/r")
     lora_dropout: float = setting(0.0, "on the adapters' input, in training")
     micro_batch: int = setting(64, "completions in one forward and backward pass")
-    update: str = setting("auto", "how shared tokens are computed; auto: the cheapest way", choices=UPDATES)
+    forward: str = setting("auto", "how shared tokens are computed; auto: the cheapest way", choices=FORWARDS)
     attention: str = setting("default", "of the model; flex_attention needs CUDA", choices=ATTENTIONS)
     gradient_checkpointing: bool = setting(False, "less memory, more time")
     dtype: str = setting("float32", "of the training passes; the weights stay float32", choices=DTYPES)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from minigrpo.llm.models import HUB_ID, SMOLLM2_HUB, TINY, cache_folder, cached_folder, is_converted, quiet
+from minigrpo.llm.runs import read_model_name
 
 CUT = "\ufffd"  # what decoding gives for a character of which bytes are missing
 
@@ -18,13 +18,7 @@ def run_tokenizer(run: Path) -> PreTrainedTokenizerBase:
 
     Raises: ValueError for a folder without a manifest, or a model whose tokenizer is not here; OSError.
     """
-    manifest = run / "manifest.json"
-    try:
-        model = str(json.loads(manifest.read_text(encoding="utf-8"))["settings"]["model"])
-    except FileNotFoundError as error:
-        raise ValueError(f"{manifest}, which names the model, is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{manifest} names no model") from error
+    model = read_model_name(run)
     folder = _folder(model)
     if folder is None:
         raise ValueError(f"the tokenizer of {model!r} is not on this machine")

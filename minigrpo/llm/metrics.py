@@ -1,0 +1,98 @@
+"""The columns of metrics.jsonl, and what they warn of. docs/metrics.md says what each means; a new column goes here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigrpo.llm.sampling import Samples
+from minigrpo.llm.settings import Settings
+from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
+
+PATIENCE = 5  # updates that must go wrong before a warning
+MISMATCH = {"float32": 1e-3, "bfloat16": 0.1}  # nats a token; rounding was up to 1e-6 and 0.02 on small models
+
+
+def describe(samples: Samples, rewards: Tensor, eos_ids: Collection[int]) -> dict[str, float]:
+    """What a batch of groups is like.
+
+    Args:
+        samples: P groups of G completions.
+        rewards: float (P, G).
+        eos_ids: the tokens that end a completion; one that none of them ended is capped.
+
+    Returns:
+        reward: the mean; entropy: −mean ln π_old over tokens in nats, an estimate; length: tokens of a completion;
+        capped: share of completions; zero_variance: share of groups whose rewards are all equal; path_depth,
+        intermediate_proportion and step_size: how much a group shares; tokens: of the batch.
+    """
+    ids, mask = samples.completion_ids, samples.completion_mask
+    ends = torch.tensor(sorted(eos_ids), dtype=ids.dtype, device=ids.device)
+    ended = (torch.isin(ids, ends) & mask).any(dim=-1)  # (P, G)
+    columns = {
+        "reward": rewards.mean(),
+        "entropy": -samples.old_logps[mask].mean(),
+        "length": mask.sum(dim=-1).float().mean(),
+        "capped": (~ended).float().mean(),
+        "zero_variance": (rewards == rewards[:, :1]).all(dim=1).float().mean(),
+        "path_depth": path_depth(ids, mask).float().mean(),
+        "intermediate_proportion": intermediate_proportion(ids, mask).mean(),
+        "step_size": step_sizes(ids, mask)[mask].float().mean(),
+        "tokens": mask.sum(),
+    }
+    return {name: value.item() for name, value in columns.items()}
+
+
+def memory_gb(settings: Settings) -> float | None:
+    """The most memory the run has held: the device's on CUDA, the process's elsewhere, None where that isn't known."""
+    if settings.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(settings.device) / 1e9
+    if sys.platform == "win32":
+        return None
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def warnings_of(history: Sequence[dict[str, Any]], settings: Settings) -> list[str]:
+    """Say in plain words what keeps a run from learning, once it has lasted PATIENCE updates."""
+    last = history[-PATIENCE:]
+    if len(last) < PATIENCE:
+        return []
+    warnings = []
+    if all(row["zero_variance"] == 1 for row in last):
+        warnings.append(
+            f"in the last {PATIENCE} updates every group had equal rewards, so the loss is exactly 0 and nothing is "
+            "learned: take easier or harder problems, larger groups or a higher temperature"
+        )
+    if all(row["entropy"] < 0.01 for row in last):
+        warnings.append(
+            "the entropy is gone: all completions of a group are alike; lower the learning rate or raise beta"
+        )
+    if all(row["capped"] > 0.9 for row in last):
+        warnings.append(
+            f"nearly all completions end at max_new_tokens ({settings.max_new_tokens}) and not by themselves: raise it"
+        )
+    return warnings
+
+
+def mismatch(gaps: Sequence[float], settings: Settings, dropout: bool) -> list[str]:
+    """Say where the first pass on a batch gives other log-probs than its sampling did, beyond what rounding does.
+
+    Args:
+        gaps: mean |ln π_θ − ln π_old| over tokens in nats, of each round; the first has the weights that sampled.
+        settings: the run's.
+        dropout: whether the model draws any, which makes a difference of its own.
+    """
+    limit = MISMATCH[settings.dtype]
+    if not gaps or dropout or gaps[0] <= limit:
+        return []
+    return [
+        f"the log-probs of sampling and of training differ by {gaps[0]:.2g} nats a token under the same weights, and "
+        f"rounding in {settings.dtype} explains {limit:g}: the gradient is not that of the policy that sampled"
+    ]
