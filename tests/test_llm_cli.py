@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minigrpo.cli import main
-from minigrpo.llm import training
+from minigrpo.llm import runs, training
 from minigrpo.llm.models import TINY, load_model
 from minigrpo.llm.runs import read_metrics
 from minigrpo.llm.settings import PRESETS, Settings
@@ -282,7 +282,7 @@ def test_no_space_left_keeps_the_checkpoint_and_the_run_goes_on(tmp_path, capsys
     assert llm("train", *quick, "--quiet", "--out", whole) == 0
     path = full / "metrics.jsonl"
 
-    original, seen = training.append, []
+    original, seen = runs._append, []
 
     def last_line_is_cut(path, row):
         seen.append(row)
@@ -296,7 +296,7 @@ def test_no_space_left_keeps_the_checkpoint_and_the_run_goes_on(tmp_path, capsys
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "append", last_line_is_cut)
+        patch.setattr(runs, "_append", last_line_is_cut)
         found = mistake(["train", *quick, "--out", full], capsys)
     assert f"{path} can't be written: File too large; the last checkpoint is whole" in found
     assert not path.read_text().endswith("\n")
