@@ -8,6 +8,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+AGGREGATIONS = ("token-mean", "seq-mean")
+
 
 def check_tensor(name: str, value: object, kind: str, shape: Sequence[int] | None = None) -> None:
     """Require a tensor of a dtype ("float", "int" or "bool") and, where given, of an exact shape.
@@ -129,7 +131,7 @@ def check_loss_options(
         raise ValueError(f"beta must be 0 or above, got {beta}")
     if beta > 0 and not has_reference:
         raise ValueError(f"ref_logps must be given where beta is above 0, got None with beta {beta}")
-    check_choice("aggregation", aggregation, ("token-mean", "seq-mean"))
+    check_choice("aggregation", aggregation, AGGREGATIONS)
     if num_tokens is not None and aggregation != "token-mean":
         raise ValueError(f"num_tokens is the denominator of 'token-mean', got it with aggregation {aggregation!r}")
     if num_tokens is not None and not num_tokens > 0:

@@ -7,21 +7,20 @@ import dataclasses
 import json
 import sys
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minigrpo import __version__
-from minigrpo.commands import INTERRUPTED, run
-from minigrpo.experiments import LEARNING_RATES, TrapConfig, overlap, table1, table1_controls, theorem
+from minigrpo.commands import INTERRUPTED, collect, run
+from minigrpo.experiments import LEARNING_RATES, TrapConfig, failures, overlap, table1, table1_controls, theorem
 from minigrpo.files import check_writable, write_json, write_text
-from minigrpo.objectives import OBJECTIVES, SCALES
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
-from minigrpo.policies import POLICIES
-from minigrpo.text import controls_text, failures, overlap_text, sparkline, table1_text, theorem_text
-from minigrpo.trainer import OPTIMIZERS, Config, train
+from minigrpo.settings import add_options, given
+from minigrpo.text import controls_text, overlap_text, sparkline, table1_text, theorem_text
+from minigrpo.trainer import Config, train
 from minigrpo.tree import ProcessTree
 
 
@@ -53,37 +52,32 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        style = argparse.ArgumentDefaultsHelpFormatter
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=style)
+        sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=call)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
         sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
-        sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more")
+        sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more [1]")
         return sub
 
     sub = command("demo", _demo, "the tour in half a minute: tree, theorem, trap, learning curves, a report")
-    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of report.html")
-    sub.add_argument("--seeds", type=int, default=30, help="paired seeds of the trap")
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of report.html [%(default)s]")
+    sub.add_argument("--seeds", type=int, default=30, help="paired seeds of the trap [30]")
 
     sub = command("theorem", _theorem, "loss and gradient of grpo and prm compared, then each assumption broken")
-    sub.add_argument("--groups", type=int, default=300, help="random groups for each assumption")
-    sub.add_argument("--seed", type=int, default=0, help="of the groups and the policies")
+    sub.add_argument("--groups", type=int, default=300, help="random groups for each assumption [300]")
+    sub.add_argument("--seed", type=int, default=0, help="of the groups and the policies [0]")
 
     sub = command("table1", _table1, "the paper's trap: GRPO and λ-GRPO in six cells with paired seeds")
-    sub.add_argument("--seeds", type=int, default=30, help="paired seeds a cell")
-    sub.add_argument("--policy", default="tabular", choices=POLICIES, help="what is trained")
-    sub.add_argument("--optimizer", default="sgd", choices=OPTIMIZERS, help="what trains it")
+    sub.add_argument("--seeds", type=int, default=30, help="paired seeds a cell [30]")
+    add_options(sub, TrapConfig, only=("policy", "optimizer", "updates", "group_size"))
     sub.add_argument("--lr", type=float, nargs="+", help="learning rates; default: one chosen for policy and optimizer")
-    sub.add_argument("--updates", type=int, default=250, help="rounds of sampling, at least 50")
-    sub.add_argument("--group-size", type=int, default=16, help="G, completions of a group")
     sub.add_argument("--controls", action="store_true", help="learning-rate sweep, matched gradient norm, tabular Adam")
 
     sub = command("overlap", _overlap, "how much of a completion its group shares while a policy trains")
-    sub.add_argument("--group-sizes", type=int, nargs="+", default=[6, 36], metavar="G", help="completions of a group")
+    sub.add_argument("--group-sizes", type=int, nargs="+", default=[6, 36], metavar="G", help="completions of a group [6 36]")
 
-    default = Config()
     sub = command("train", _train, "train one policy on one Gymnasium task")
-    sub.add_argument("--env-id", default=default.env_id, help="a Gymnasium id with Discrete spaces")
+    add_options(sub, Config)
     sub.add_argument(
         "--env-arg",
         action="append",
@@ -91,27 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an argument of the task, as is_slippery=False",
     )
-    for name, choices, text in (
-        ("policy", POLICIES, "what is trained"),
-        ("objective", OBJECTIVES, "what gives the advantages and step weights"),
-        ("optimizer", OPTIMIZERS, "what trains it"),
-        ("scale", SCALES, "what divides the advantages"),
-        ("aggregation", ["token-mean", "seq-mean"], "the loss's denominator"),
-        ("step-key", ["actions", "states"], "what makes two tokens equal: the action, or state and action"),
-    ):
-        sub.add_argument(f"--{name}", default=getattr(default, name.replace("-", "_")), choices=choices, help=text)
-    for name, kind, text in (
-        ("group-size", int, "G, completions of a group"),
-        ("groups", int, "P, groups an update"),
-        ("start-states", int, "how many start states the groups take in turn"),
-        ("updates", int, "rounds of sampling"),
-        ("iterations", int, "optimiser updates on one batch"),
-        ("learning-rate", float, "of the optimiser"),
-        ("epsilon", float, "clip range of the ratio"),
-        ("beta", float, "weight of the KL term"),
-        ("seed", int, "of weights and samples"),
-    ):
-        sub.add_argument(f"--{name}", type=kind, default=getattr(default, name.replace("-", "_")), help=text)
     sub.add_argument("--out", type=Path, help="folder of config.json and metrics.jsonl")
 
     sub = command("explore", _explore, "a group as a page on which rewards and objective can be changed")
@@ -123,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="rollouts.jsonl of a run, or the run's folder; without it the paper's worked example",
     )
     sub.add_argument("--group", type=int, metavar="N", help="line of FILE, from 1; default: the first to see a push in")
-    sub.add_argument("--out", type=Path, default=Path("runs/explorer.html"), help="the page")
+    sub.add_argument("--out", type=Path, default=Path("runs/explorer.html"), help="the page [%(default)s]")
     sub.add_argument("--open", action="store_true", help="show it in a browser")
 
     commands.add_parser("llm", help="on language models: llm train | eval | theorem | overlap | compare | plot")
@@ -137,8 +110,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _theorem(arguments: argparse.Namespace) -> int:
-    cases = theorem(groups=arguments.groups, seed=arguments.seed, progress=arguments.progress)
-    rows, finished = _take(cases)
+    rows, finished = collect(theorem(groups=arguments.groups, seed=arguments.seed, progress=arguments.progress))
     print(theorem_text(rows))
     code = _finish(arguments, {"rows": rows}, finished)
     return 1 if failures(rows) else code
@@ -146,45 +118,53 @@ def _theorem(arguments: argparse.Namespace) -> int:
 
 def _table1(arguments: argparse.Namespace) -> int:
     result: dict[str, list[dict]] = {"rows": [], "differences": [], "controls": []}
-    options = {"seeds": arguments.seeds, "progress": arguments.progress}
-    finished = False
     try:
-        for lr in arguments.lr or [LEARNING_RATES[arguments.policy, arguments.optimizer]]:
-            config = TrapConfig(
-                arguments.policy, arguments.optimizer, lr, group_size=arguments.group_size, updates=arguments.updates
-            )
-            rows, differences = table1(config, **options)
-            print(table1_text(rows, differences), flush=True)
-            result["rows"] += rows
-            result["differences"] += differences
-            if rows[0]["seeds"] < arguments.seeds:
-                raise KeyboardInterrupt
-            if arguments.controls:
-                controls, whole = _take(table1_controls(config, **options))
-                print(f"\n{controls_text(controls)}", flush=True)
-                result["controls"] += controls
-                if not whole:
-                    raise KeyboardInterrupt
-        finished = True
-    except KeyboardInterrupt:
-        if not result["rows"]:
-            raise
+        _, finished = collect(_table1_parts(arguments, result))
     except ValueError:
-        if result["rows"]:
-            _finish(arguments, result, finished)
+        if result["rows"]:  # a learning rate broke its runs: those before it are kept
+            _finish(arguments, result, False)
         raise
     return _finish(arguments, result, finished)
 
 
+def _table1_parts(arguments: argparse.Namespace, result: dict[str, list[dict]]) -> Generator[str, None, bool]:
+    """Play Table 1, and its controls, at each learning rate; add to the result and say what was found.
+
+    Yields: what was printed. Returns: whether all was played.
+    """
+    config = TrapConfig(**given(arguments, TrapConfig))
+    options = {"seeds": arguments.seeds, "progress": arguments.progress}
+    for lr in arguments.lr or [LEARNING_RATES[config.policy, config.optimizer]]:
+        config = dataclasses.replace(config, learning_rate=lr)
+        rows, differences = table1(config, **options)
+        result["rows"] += rows
+        result["differences"] += differences
+        yield _say(table1_text(rows, differences))
+        if rows[0]["seeds"] < arguments.seeds:
+            return False
+        if arguments.controls:
+            controls, whole = collect(table1_controls(config, **options))
+            result["controls"] += controls
+            yield _say(f"\n{controls_text(controls)}")
+            if not whole:
+                return False
+    return True
+
+
+def _say(text: str) -> str:
+    """Print at once, also into a file."""
+    print(text, flush=True)
+    return text
+
+
 def _overlap(arguments: argparse.Namespace) -> int:
-    rows, finished = _take(overlap(group_sizes=arguments.group_sizes, progress=arguments.progress))
+    rows, finished = collect(overlap(group_sizes=arguments.group_sizes, progress=arguments.progress))
     print(overlap_text(rows))
     return _finish(arguments, {"rows": rows}, finished)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    settings = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if f.name != "env_kwargs"}
-    config = Config(**settings, env_kwargs=dict(map(_env_argument, arguments.env_arg)))
+    config = Config(**given(arguments, Config), env_kwargs=dict(map(_env_argument, arguments.env_arg)))
     result = train(config, out=arguments.out, progress=arguments.progress)
     rewards = [row["reward"] for row in result.rows]
     if rewards:
@@ -242,19 +222,6 @@ def _unit(values: Sequence[float]) -> list[float]:
     """Stretch values to the range from 0 to 1."""
     low, high = min(values), max(values)
     return [(value - low) / ((high - low) or 1) for value in values]
-
-
-def _take(rows: Iterable[dict]) -> tuple[list[dict], bool]:
-    """Take rows as they are finished; Ctrl-C keeps those that were."""
-    taken: list[dict] = []
-    try:
-        for row in rows:
-            taken.append(row)
-    except KeyboardInterrupt:
-        if not taken:
-            raise
-        return taken, False
-    return taken, True
 
 
 def _finish(arguments: argparse.Namespace, result: dict, finished: bool) -> int:

@@ -8,11 +8,11 @@ import textwrap
 from pathlib import Path
 
 from minigrpo import viz
-from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_trap, theorem, trap_rows
+from minigrpo.experiments import COMPARED, DEFAULT_TRAP, failures, run_trap, theorem, trap_rows
 from minigrpo.files import check_writable, write_json
 from minigrpo.paper import TABLE1, WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.report import Picture, Pre, report
-from minigrpo.text import failures, sparkline, table1_text, theorem_text
+from minigrpo.text import sparkline, table1_text, theorem_text
 from minigrpo.tree import ProcessTree
 
 TREE = (

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+METRICS = "metrics.jsonl"  # of the folder of every run, on toy tasks and of language models
+
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file whole: to a temporary file beside it, which is then renamed over it. Makes missing folders.

@@ -73,12 +73,12 @@ def add_options(
         if (only and field.name not in only) or field.name in without:
             continue
         option = f"--{field.name.replace('_', '-')}"
-        choices = field.metadata["choices"]
-        text = field.metadata["help"] + (f", one of {', '.join(choices)}" if choices else "")
-        text = f"{text} [{field.default}]".replace("%", "%%")
+        text = f"{field.metadata['help']} [{field.default}]".replace("%", "%%")
         _, _, read = KINDS[str(field.type)]
         if read is bool:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+        elif field.metadata["choices"]:
+            parser.add_argument(option, choices=field.metadata["choices"], help=text)
         else:
             parser.add_argument(option, type=read, metavar=read.__name__.upper(), help=text)
 

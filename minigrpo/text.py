@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minigrpo.experiments.theorem import TOLERANCE, failures, is_broken
 from minigrpo.paper import TABLE1
 from minigrpo.stats import interval
-
-TOLERANCE = 1e-12  # what the theorem's gaps in float64 stay below
 
 
 def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -30,20 +29,6 @@ def sparkline(values: Sequence[float], width: int = 50) -> str:
     parts = [values[k * len(values) // width : (k + 1) * len(values) // width] for k in range(width)]
     means = [sum(part) / len(part) for part in parts if len(part)]
     return "".join(blocks[min(int(mean * len(blocks)), len(blocks) - 1)] for mean in means)
-
-
-def is_broken(row: dict) -> bool:
-    """Whether a row of `theorem` breaks an assumption on purpose."""
-    return row["case"].startswith("broken:")
-
-
-def failures(rows: Sequence[dict]) -> list[str]:
-    """Cases of `theorem` that came out as they should not: a gap where it holds, none where it is broken."""
-    return [
-        row["case"]
-        for row in rows
-        if (row["differ"] == 0 if is_broken(row) else not max(row["loss_gap"], row["grad_gap"]) < TOLERANCE)
-    ]
 
 
 def theorem_text(rows: Sequence[dict]) -> str:

@@ -209,7 +209,7 @@ def test_ctrl_c_between_cases_keeps_those_that_were_finished(tmp_path, monkeypat
     ],
 )
 def test_ctrl_c_in_table1_keeps_what_is_whole(options, interrupted_call, seeds, rates, tmp_path, monkeypatch, capsys):
-    original, calls = minigrpo.experiments.train_trap, []
+    original, calls = minigrpo.experiments.trap.train_trap, []
 
     def interrupted(*arguments, **settings):
         calls.append(arguments)
@@ -217,7 +217,7 @@ def test_ctrl_c_in_table1_keeps_what_is_whole(options, interrupted_call, seeds, 
             raise KeyboardInterrupt
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(minigrpo.experiments, "train_trap", interrupted)
+    monkeypatch.setattr(minigrpo.experiments.trap, "train_trap", interrupted)
     assert main(["table1", "--updates", "50", *options, "--json", str(tmp_path / "table1.json")]) == 130
     assert len(calls) == interrupted_call  # nothing was begun after it
     result = json.loads((tmp_path / "table1.json").read_text())
@@ -230,7 +230,7 @@ def test_ctrl_c_in_table1_keeps_what_is_whole(options, interrupted_call, seeds, 
 
 
 def test_ctrl_c_in_demo_says_so(tmp_path, monkeypatch, capsys):
-    original, calls = minigrpo.experiments.train_trap, []
+    original, calls = minigrpo.experiments.trap.train_trap, []
 
     def interrupted(*arguments, **settings):
         calls.append(arguments)
@@ -238,7 +238,7 @@ def test_ctrl_c_in_demo_says_so(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(minigrpo.experiments, "train_trap", interrupted)
+    monkeypatch.setattr(minigrpo.experiments.trap, "train_trap", interrupted)
     assert main(["demo", "--out", str(tmp_path), "--seeds", "12"]) == 130
     assert "10 of 12 seeds" in capsys.readouterr().err
     assert "10 paired seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")

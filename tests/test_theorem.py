@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import minigrpo.objectives
-from minigrpo.experiments import ASSUMPTIONS, POLICIES, RANDOM_LENGTH, _random_samples, theorem
+from minigrpo.experiments.theorem import ASSUMPTIONS, POLICIES, RANDOM_LENGTH, _random_groups, theorem
 from minigrpo.text import TOLERANCE, failures, is_broken, theorem_text
 
 
@@ -64,7 +64,7 @@ def test_a_wrong_process_reward_is_found(monkeypatch):
 
 
 def test_random_groups_are_ragged_and_share_prefixes():
-    groups = [group for group, _ in _random_samples(lambda s, a: torch.zeros(*a.shape, 3), 100, seed=0)()]
+    groups = [group for group, _ in _random_groups(lambda s, a: torch.zeros(*a.shape, 3), 100, seed=0)()]
     lengths = torch.cat([group.completion_mask.sum(dim=-1) for group in groups])
     sizes = torch.cat([minigrpo.step_sizes(g.completion_ids, g.completion_mask)[g.completion_mask] for g in groups])
     assert lengths.min() == 0

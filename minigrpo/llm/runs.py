@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from minigrpo import __version__
-from minigrpo.files import write_bytes, write_json
+from minigrpo.files import METRICS, write_bytes, write_json
 from minigrpo.llm.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from minigrpo.llm.models import LoadedModel
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 

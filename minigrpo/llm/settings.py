@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minigrpo.checks import check_loss_options
+from minigrpo.checks import AGGREGATIONS, check_loss_options
 from minigrpo.objectives import OBJECTIVES, SCALES
 from minigrpo.settings import check_choices, check_kinds, setting
 
@@ -33,7 +33,7 @@ class Settings:
     epsilon: float | None = setting(None, "clip range of the ratio; None: no clip")
     beta: float = setting(0.0, "weight of the KL term towards the initial model")
     scale: str = setting("std", "what divides the advantages", choices=SCALES)
-    aggregation: str = setting("token-mean", "the loss's denominator, as in `policy_loss`")
+    aggregation: str = setting("token-mean", "the loss's denominator", choices=AGGREGATIONS)
     lora_rank: int = setting(0, "r of the LoRA adapters on all linear layers; 0 trains the full weights")
     lora_alpha: int = setting(32, "adapters are scaled by alpha/r")
     lora_dropout: float = setting(0.0, "on the adapters' input, in training")

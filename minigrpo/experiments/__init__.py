@@ -1,0 +1,59 @@
+"""The paper's claims as functions: `theorem` (the equality and where it breaks), `table1` (the trap), `overlap`.
+
+Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
+"""
+
+from minigrpo.experiments.overlap import OVERLAP_RUNS, overlap
+from minigrpo.experiments.theorem import (
+    ASSUMPTIONS,
+    DIFFERENT,
+    TOLERANCE,
+    failures,
+    is_broken,
+    outcome_and_process_loss,
+    theorem,
+)
+from minigrpo.experiments.trap import (
+    ADAM_SWEEP,
+    COMPARED,
+    DEFAULT_TRAP,
+    LEARNING_RATES,
+    MATCHED,
+    POOLED,
+    SWEEP,
+    TrapConfig,
+    check_trap,
+    pool,
+    run_trap,
+    table1,
+    table1_controls,
+    train_trap,
+    trap_rows,
+)
+
+__all__ = [
+    "ADAM_SWEEP",
+    "ASSUMPTIONS",
+    "COMPARED",
+    "DEFAULT_TRAP",
+    "DIFFERENT",
+    "LEARNING_RATES",
+    "MATCHED",
+    "OVERLAP_RUNS",
+    "POOLED",
+    "SWEEP",
+    "TOLERANCE",
+    "TrapConfig",
+    "check_trap",
+    "failures",
+    "is_broken",
+    "outcome_and_process_loss",
+    "overlap",
+    "pool",
+    "run_trap",
+    "table1",
+    "table1_controls",
+    "theorem",
+    "train_trap",
+    "trap_rows",
+]
