@@ -134,7 +134,6 @@ MAY_IMPORT = {
     "rollout": MIDDLE,
     "trainer": TOP | {"settings"},
     "experiments": TOP | {"trainer", "settings", "paper", "stats"},
-    # A picture starts no training.
     "viz": {"torch", "numpy", "matplotlib", "checks", "paper", "packing", "report", "tree", "experiments"},
 }
 
