@@ -13,7 +13,6 @@ smollm2-135m is measured only where it is cached already. Needs TRL: pip install
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import statistics
@@ -26,13 +25,16 @@ import torch
 from _common import CPU_TIME, alternate, main, markdown, span, spread
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigrpo.llm.evaluation import decode, encode_prompts
-from minigrpo.llm.forward import FORWARDS, choose, costs_of
+from minigrpo.llm.forward import FORWARDS, forward_costs
+from minigrpo.llm.metrics import describe
 from minigrpo.llm.models import SMOLLM2_HUB, cache_folder, cached_folder, is_converted, load_model, quiet
+from minigrpo.llm.prompts import encode_prompts
 from minigrpo.llm.sampling import Samples, sample_completions
+from minigrpo.llm.scoring import decode
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.tasks import Task, load_task
-from minigrpo.llm.training import Learner, descend, describe, prepare, problems_of, set_attention
+from minigrpo.llm.training import problems_of
+from minigrpo.llm.update import Learner, descend, prepare, set_attention
 from minigrpo.objectives import OBJECTIVES
 
 CASES = [
@@ -59,8 +61,8 @@ class Ours:
         set_attention(loaded.model, settings.attention)
         self.model, self.tokenizer = prepare(loaded.model, settings), loaded.tokenizer
         self.optimizer = Timed(self.model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-        way_of = functools.partial(choose, costs=costs_of(loaded.model), ways=FORWARDS)
-        self.learner = Learner(self.model, None, self.optimizer, settings, way_of)
+        costs = forward_costs(loaded.model)
+        self.learner = Learner(self.model, None, self.optimizer, settings, tuple(FORWARDS), costs, settings.micro_batch)
 
     def sample(self, prompts: list[list[int]], seed: int) -> Samples:
         """As in `train`, but for the EOS."""
@@ -96,7 +98,7 @@ class Ours:
         tensors = OBJECTIVES[settings.objective](rewards, ids, mask, scale=settings.scale)
         clock.append(CPU_TIME())
         self.model.train()
-        descend(self.learner, samples, tensors, settings.micro_batch)
+        descend(self.learner, samples, *tensors)
         clock += [CPU_TIME() - self.optimizer.seconds, CPU_TIME()]
         if not mask.all():
             raise RuntimeError("a completion of ours ended early: the lengths compared are not equal")
@@ -117,7 +119,7 @@ class Ours:
         tensors = samples.old_logps, torch.ones_like(samples.old_logps)  # any numbers do
         self.model.train()
         with FlopCounterMode(display=False) as learning:
-            descend(self.learner, samples, tensors, settings.micro_batch)
+            descend(self.learner, samples, *tensors)
         counts = (counter.get_flop_counts()["Global"] for counter in (sampling, learning))
         return dict(zip(COUNTED, (count[torch.ops.aten.mm] for count in counts), strict=True))
 

@@ -27,10 +27,19 @@ from _common import HERE, WALL_TIME, alternate, main, markdown, span, spread
 
 from minigrpo import OBJECTIVES, policy_loss
 from minigrpo.llm import forward
-from minigrpo.llm.forward import FORWARDS, cost, costs_of, packed_logps, padded_logps, shared_logps
+from minigrpo.llm.forward import (
+    FORWARDS,
+    ForwardCosts,
+    forward_cost,
+    forward_costs,
+    pack_samples,
+    packed_logps,
+    padded_logps,
+    shared_logps,
+)
 from minigrpo.llm.models import load_model
 from minigrpo.llm.sampling import Samples
-from minigrpo.llm.training import set_attention
+from minigrpo.llm.update import set_attention
 from minigrpo.packing import pack, tree_loss, unpack
 
 # (model, P, G, L, T, S): the first four of smollm2 are the goals; the rest of the grid is for `auto`, where completions
@@ -160,7 +169,7 @@ def measure(quick: bool) -> dict:
         model = loaded.model.train()
         set_attention(model, "default")
         samples, rewards = group_of(model.config.vocab_size, *shape)
-        packed = pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
+        packed = pack_samples(samples)
         calls = updates_of(model, samples, rewards)
         large = samples.completion_mask.numel() > 500 and name != "tiny"  # half a minute a turn and more
         gaps = {} if large else gradient_gaps(model, calls)
@@ -170,7 +179,7 @@ def measure(quick: bool) -> dict:
             calls["trl"] = trl_of(model, loaded.tokenizer, samples, rewards)
         repeats = 2 if quick or large else 3
         times = alternate(calls, repeats, clock=WALL_TIME, budget=0 if quick else 5, warm_up=not large)
-        counts = {way: terms(way, samples, packed, costs_of(model)) for way in FORWARDS}
+        counts = {way: terms(way, samples, forward_costs(model)) for way in FORWARDS}
         rows.append(
             dict(zip(("model", "P", "G", "L", "T", "S"), (name, *shape), strict=True))
             | {
@@ -200,21 +209,21 @@ def gradient_gaps(model: torch.nn.Module, calls: dict[str, Callable[[], None]]) 
     return {way: ((gradient - padded).norm() / padded.norm()).item() for way, gradient in gradients.items()}
 
 
-def terms(way: str, samples: Samples, packed: object, costs: forward.Costs) -> list[float]:
+def terms(way: str, samples: Samples, costs: ForwardCosts) -> list[float]:
     """A way's operations in linear layers and in the attention, its layer calls and its blocks beyond the first."""
-    zero = forward.Costs(0, 0, 0, 0)
+    zero = ForwardCosts(0, 0, 0, 0)
     alone = (
-        forward.Costs(costs.token, costs.scored, 0, 0),
-        forward.Costs(0, 0, costs.pair / forward.ATTENTION, 0),
-        forward.Costs(0, 0, 0, costs.call / forward.LAYER),
-        forward.Costs(0, 0, 0, 0, costs.block / forward.BLOCK),
+        ForwardCosts(costs.token, costs.scored, 0, 0),
+        ForwardCosts(0, 0, costs.pair / forward.ATTENTION_FLOP, 0),
+        ForwardCosts(0, 0, 0, costs.call / forward.LAYER_OVERHEAD),
+        ForwardCosts(0, 0, 0, 0, costs.block / forward.BLOCK_OVERHEAD),
     )
-    assert cost(way, samples, packed, zero) == 0
-    return [cost(way, samples, packed, part) for part in alone]
+    assert forward_cost(way, samples, zero) == 0
+    return [forward_cost(way, samples, part) for part in alone]
 
 
 def fit(rows: list[dict]) -> dict[str, float]:
-    """ATTENTION, LAYER and BLOCK by least squares of the relative error of predicted seconds, one speed for all."""
+    """The cost model's constants, by least squares of the relative error of predicted seconds, one speed for all."""
     counts, seconds = [], []
     for row in rows:
         for way in FORWARDS:

@@ -12,7 +12,7 @@ from statistics import fmean
 from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_trap
 from minigrpo.files import write_text
 from minigrpo.llm.experiments import OVERLAP
-from minigrpo.llm.memory import A100, T4, memory, minutes
+from minigrpo.llm.gpu import A100, T4, memory, minutes
 from minigrpo.llm.plots import COLUMNS, plot_curves, read_curves
 from minigrpo.llm.settings import PRESETS
 from minigrpo.paper import TABLE1, WORKED_EXAMPLE, WORKED_REWARDS

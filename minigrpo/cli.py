@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=call)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
         sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
-        sub.add_argument("--threads", type=int, default=1, help="torch's threads; these tensors are too small for more [1]")
+        sub.add_argument("--threads", type=int, default=1, help="torch's; these tensors are too small for more [1]")
         return sub
 
     sub = command("demo", _demo, "the tour in half a minute: tree, theorem, trap, learning curves, a report")
@@ -74,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--controls", action="store_true", help="learning-rate sweep, matched gradient norm, tabular Adam")
 
     sub = command("overlap", _overlap, "how much of a completion its group shares while a policy trains")
-    sub.add_argument("--group-sizes", type=int, nargs="+", default=[6, 36], metavar="G", help="completions of a group [6 36]")
+    text = "completions of a group [6 36]"
+    sub.add_argument("--group-sizes", type=int, nargs="+", default=[6, 36], metavar="G", help=text)
 
     sub = command("train", _train, "train one policy on one Gymnasium task")
     add_options(sub, Config)

@@ -1,7 +1,7 @@
 """What all command lines do alike: a user's mistake becomes one sentence, and Ctrl-C keeps what was finished.
 
 One protocol for work that may be interrupted, in the toy experiments and on language models:
-- What returns one thing says in it whether it reached its end: `TrainResult.finished`, the bool of `llm.training.train`.
+- What returns one thing says in it whether it reached its end: `TrainResult.finished`, the bool of llm's `train`.
 - What makes rows is a generator that *returns* whether it reached its end: False after a signal that a piece of its
   work caught to keep what it had. `collect` takes its rows, and ends as well at a Ctrl-C that comes between them.
 - No function raises KeyboardInterrupt by itself: where it arrives, somebody pressed Ctrl-C.

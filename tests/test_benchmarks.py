@@ -75,9 +75,9 @@ def test_llm_speed_without_trl():
 
 def test_constants_of_the_cost_model_are_the_fitted_ones():
     result = json.loads((BENCHMARKS / "results" / "packing.json").read_text(encoding="utf-8"))
-    assert pytest.approx(result["fit"]["attention"], rel=0.05) == forward.ATTENTION
-    assert pytest.approx(result["fit"]["layer"], rel=0.05) == forward.LAYER
-    assert pytest.approx(result["fit"]["block"], rel=0.05) == forward.BLOCK
+    assert pytest.approx(result["fit"]["attention"], rel=0.05) == forward.ATTENTION_FLOP
+    assert pytest.approx(result["fit"]["layer"], rel=0.05) == forward.LAYER_OVERHEAD
+    assert pytest.approx(result["fit"]["block"], rel=0.05) == forward.BLOCK_OVERHEAD
     for row in result["rows"]:
         assert row["auto"] == "padded" or row["ratio"][row["auto"]]["median"] > 0.95
 

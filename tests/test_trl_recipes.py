@@ -15,6 +15,7 @@ pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
 from safetensors.torch import load_file
 
+from minigrpo.llm.gpu import Card, Shape, recipe_memory, recipe_seconds
 from minigrpo.llm.models import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,13 +238,12 @@ def test_accelerate_reads_its_configurations(path):
 
 def test_memory_and_hours_by_hand():
     """Adam's 16 bytes a weight, shared by the GPUs, plus vLLM's share, are most of a full run's memory."""
-    cost = module("cost")
-    model, gpu = cost.Model(1e9, 1, 1, 1, 1), cost.Gpu("", 10, 1e12, 1e12, 1)
+    shape, card = Shape(1, 1, 1, 1, 10**9, True), Card("", 10, 1e12, 1e12)
     recipe = {"per_device_train_batch_size": 1, "max_completion_length": 100, "vllm_gpu_memory_utilization": 0.5}
-    assert cost.memory(recipe, model, gpu, 4) == pytest.approx(16 / 4 + 5, rel=1e-4)
+    assert recipe_memory(recipe, shape, card, 4) == pytest.approx(16 / 4 + 5, rel=1e-4)
     recipe |= {"prompts": 2, "num_generations": 5, "beta": 0.0}
-    generation, training = 100 * 2e9 / (1e12 * 0.5), 10e9 * 10 * 400 / 4 / (1e12 * 0.35)
-    assert cost.seconds(recipe, model, gpu, 4) == pytest.approx(generation + training, rel=1e-4)
+    generation, training = 100 * 2e9 / (1e12 * 0.5), 10e9 * 10 * 300 / 4 / (1e12 * 0.3)
+    assert recipe_seconds(recipe, shape, card, 4) == pytest.approx(generation + training, rel=1e-4)
 
 
 PAGE = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")

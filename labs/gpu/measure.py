@@ -21,8 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 from minigrpo import step_sizes
 from minigrpo.files import check_writable, write_json
 from minigrpo.integrations.trl import ProcessGRPOTrainer
-from minigrpo.llm.evaluation import encode_prompts
 from minigrpo.llm.models import load_model
+from minigrpo.llm.prompts import encode_prompts
 from minigrpo.llm.sampling import sample_completions
 from minigrpo.llm.tasks import load_task
 from minigrpo.text import text_table

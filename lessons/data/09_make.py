@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 
 from minigrpo.files import write_json
-from minigrpo.llm.evaluation import decode, encode_prompts
-from minigrpo.llm.experiments import load_run, read_metrics, read_settings
 from minigrpo.llm.models import load_model
-from minigrpo.llm.sampling import sample_completions
+from minigrpo.llm.runs import load_run, read_metrics, read_settings
+from minigrpo.llm.scoring import score_groups
 from minigrpo.llm.tasks import load_task
 
 DATA = Path(__file__).parent
@@ -66,24 +65,24 @@ def samples(run: Path) -> list[dict]:
     """Groups of eight of SmolLM2, before and after the run, on held-out problems."""
     settings = read_settings(run)
     task = load_task(settings.task, heldout_size=settings.eval_size)
-    prompts, found = task.heldout["prompt"][:4], []
+    problems = task.heldout[:4]
+    rows = []
     for when in ("before", "after"):
         loaded = load_model(settings.model) if when == "before" else load_run(run, settings)[0]
-        drawn = sample_completions(
+        scored = score_groups(
             loaded.model,
-            encode_prompts(loaded.tokenizer, prompts, task.system_prompt),
+            loaded.tokenizer,
+            task,
+            problems,
             group_size=settings.group_size,
             max_new_tokens=settings.max_new_tokens,
-            eos_ids=loaded.eos_ids,
-            pad_id=loaded.tokenizer.pad_token_id,
             generator=torch.Generator().manual_seed(0),
         )
-        texts = decode(loaded.tokenizer, drawn.completion_ids, drawn.completion_mask, loaded.eos_ids)
-        for p, prompt in enumerate(prompts):
-            group = texts[p * settings.group_size : (p + 1) * settings.group_size]
-            rewards = [task.reward(text, task.heldout["answer"][p]) for text in group]
-            found.append({"when": when, "prompt": prompt, "completions": group, "rewards": rewards})
-    return found
+        for p, prompt in enumerate(problems["prompt"]):
+            completions = scored.texts[p * settings.group_size : (p + 1) * settings.group_size]
+            row = {"when": when, "prompt": prompt, "completions": completions}
+            rows.append(row | {"rewards": scored.rewards[p].tolist()})
+    return rows
 
 
 def main() -> None:

@@ -17,10 +17,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from minigrpo.files import write_text
-from minigrpo.llm.evaluation import decode, encode_prompts
-from minigrpo.llm.experiments import read_metrics, read_settings
 from minigrpo.llm.models import load_model
-from minigrpo.llm.sampling import sample_completions
+from minigrpo.llm.runs import read_groups, read_metrics, read_settings
+from minigrpo.llm.scoring import score_groups
 from minigrpo.llm.tasks import load_task
 
 HERE = Path(__file__).parent
@@ -37,31 +36,30 @@ def samples() -> dict:
     loaded = load_model(MODEL)
     model, tokenizer = loaded.model.eval(), loaded.tokenizer
     groups = []
-    plan = [(task, k, heat) for task, count in PROMPTS.items() for k in range(count) for heat in TEMPERATURES]
+    plan = [(task, k, tau) for task, count in PROMPTS.items() for k in range(count) for tau in TEMPERATURES]
     tasks = {name: load_task(name) for name in PROMPTS}
-    for name, k, heat in tqdm(plan, unit=" groups"):
+    for name, k, temperature in tqdm(plan, unit=" groups"):
         task, problem = tasks[name], tasks[name].train[k]
-        sampled = sample_completions(
+        scored = score_groups(
             model,
-            encode_prompts(tokenizer, [problem["prompt"]], task.system_prompt),
+            tokenizer,
+            task,
+            tasks[name].train[k : k + 1],
             group_size=GROUP_SIZE,
             max_new_tokens=task.max_new_tokens,
-            eos_ids=loaded.eos_ids,
-            pad_id=tokenizer.pad_token_id,
-            temperature=heat,
+            temperature=temperature,
             generator=torch.Generator().manual_seed(k),
         )
-        ids, mask = sampled.completion_ids, sampled.completion_mask
-        texts = decode(tokenizer, ids, mask, loaded.eos_ids)
+        ids, mask = scored.samples.completion_ids, scored.samples.completion_mask
         rows = zip(ids[0].tolist(), mask[0].sum(dim=1).tolist(), strict=True)
         groups.append(
             {
                 "task": name,
                 "prompt": problem["prompt"],
                 "answer": problem["answer"],
-                "temperature": heat,
-                "entropy": round(-sampled.old_logps[mask].mean().item(), 4),  # nats per token, an estimate
-                "rewards": [task.reward(text, problem["answer"]) for text in texts],
+                "temperature": temperature,
+                "entropy": round(-scored.samples.old_logps[mask].mean().item(), 4),  # nats per token, an estimate
+                "rewards": scored.rewards[0].tolist(),
                 "completion_ids": [row[:length] for row, length in rows],
             }
         )
@@ -76,8 +74,8 @@ def runs(folders: list[str]) -> dict:
         settings = read_settings(folder)
         wanted = ("update", "eval_accuracy", *COLUMNS)
         rows = [{name: _short(row[name]) for name in wanted if name in row} for row in read_metrics(folder)]
-        lines = (folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
-        groups = [json.loads(line) for line in (lines[0], lines[-1])]
+        logged_groups = read_groups(folder)
+        groups = [logged_groups[0], logged_groups[-1]]
         groups = [{name: group[name] for name in ("update", "prompt", "rewards", "completion_ids")} for group in groups]
         gathered.append({name: getattr(settings, name) for name in SETTINGS} | {"rows": rows, "groups": groups})
         logged += groups

@@ -1,4 +1,4 @@
-"""`python -m minigrpo llm train | eval | theorem | overlap | compare | plot`."""
+"""`python -m minigrpo llm train | eval | theorem | overlap | compare | plot | table2`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from minigrpo.commands import INTERRUPTED, run
+from minigrpo.commands import INTERRUPTED, collect, run
 from minigrpo.files import check_writable, write_json, write_text
+from minigrpo.llm import table2
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.settings import add_options, given
@@ -31,16 +31,22 @@ def _checked(arguments: argparse.Namespace) -> int:
     return arguments.run(arguments)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe every command and option."""
     parser = argparse.ArgumentParser(prog="python -m minigrpo llm", description="The objectives on language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, call: Any, text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, call: Callable[[argparse.Namespace], int] | None, text: str, json: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=call)
-        sub.set_defaults(json=None)
-        if name != "plot":
+        sub.set_defaults(run=call, json=None)
+        if json:
             sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
         sub.add_argument("--quiet", action="store_true", help="no progress bar, no word on what was found")
         return sub
@@ -51,15 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
 
     sub = command("eval", _eval, "accuracy of a run's last checkpoint, or of a model, on held-out problems")
-    sub.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="a run's folder: its settings and weights")
+    sub.add_argument(
+        "--run", dest="run_folder", type=Path, metavar="DIR", help="a run's folder: its settings and weights"
+    )
     _add_settings(sub, only=("model", "task", "max_new_tokens", "eval_size", "train_size", "device", "seed"))
     sub.add_argument("--samples", type=int, default=1, help="n completions a problem, for pass@k up to n (default 1)")
-    sub.add_argument(
-        "--temperature",
-        dest="heat",
-        type=float,
-        help="0 is greedy (default: 0 for one sample, that of the settings for more)",
-    )
+    # Not the setting of that name: its default is greedy.
+    text = "0 is greedy (default: 0 for one sample, that of the settings for more)"
+    sub.add_argument("--temperature", dest="eval_temperature", type=float, help=text)
 
     sub = command("theorem", _theorem, "grpo and prm give one gradient on the whole model, on its own samples")
     _add_settings(sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed"))
@@ -81,9 +86,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=5, help="paired seeds (default 5)")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write the curves there: a line an evaluation of a run")
 
-    sub = command("plot", _plot, "draw accuracy and reward of runs over updates, with the mean and interval of seeds")
+    text = "draw accuracy and reward of runs over updates, with the mean and interval of seeds"
+    sub = command("plot", _plot, text, json=False)
     sub.add_argument("runs", type=Path, nargs="+", help="folders of runs, folders of such folders, or compare's --csv")
     sub.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
+
+    sub = command("table2", None, "the paper's Table 2: five benchmarks of mathematics", json=False)
+    table2.add_commands(sub)
     return parser
 
 
@@ -95,6 +104,8 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = (), wit
     parser.add_argument("--threads", type=int, help="torch's threads; default: 1 for tiny, else torch's own number")
     parser.add_argument("--preset", choices=PRESETS, help="where settings that are not given come from (default cpu)")
     add_options(parser, Settings, only=only, without=without)
+    if not only or "forward" in only:  # its name before it was --forward
+        parser.add_argument("--update", dest="forward", help=argparse.SUPPRESS)
 
 
 def _set_threads(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -115,20 +126,30 @@ def _progress(arguments: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not arguments.quiet
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands; what is heavy is imported by the one that needs it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.experiments import summary
-    from minigrpo.llm.runs import read_metrics
+    from minigrpo.llm.runs import METRICS, read_metrics
     from minigrpo.llm.training import train
 
     settings = _settings(arguments)
     _set_threads(arguments, settings)
-    shown = {"progress": _progress(arguments), "tell": not arguments.quiet}
-    finished = train(settings, arguments.out, resume=arguments.resume, **shown)
+    finished = train(
+        settings,
+        arguments.out,
+        resume=arguments.resume,
+        progress=_progress(arguments),
+        tell=not arguments.quiet,
+    )
     rows = read_metrics(arguments.out)
     result = summary(rows)
     print(
         f"held-out greedy accuracy: {result['first']:.2f} at the start, {result['last']:.2f} at the end "
-        f"({result['best']:.2f} at best); {arguments.out}/metrics.jsonl"
+        f"({result['best']:.2f} at best); {arguments.out}/{METRICS}"
     )
     if arguments.json:
         write_json(arguments.json, result | {"rows": rows, "finished": finished})
@@ -145,41 +166,42 @@ def _eval(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.runs import load_run, read_settings
     from minigrpo.llm.tasks import load_task
 
-    if arguments.folder and (arguments.model or arguments.preset):
-        raise ValueError(
-            f"--run {arguments.folder} has a model and settings of its own: leave out --model and --preset"
-        )
-    settings = _settings(arguments, read_settings(arguments.folder) if arguments.folder else None)
+    folder = arguments.run_folder
+    if folder and (arguments.model or arguments.preset):
+        raise ValueError(f"--run {folder} has a model and settings of its own: leave out --model and --preset")
+    settings = _settings(arguments, read_settings(folder) if folder else None)
     _set_threads(arguments, settings)
-    heat = arguments.heat
-    if heat is None:
-        heat = 0.0 if arguments.samples == 1 else settings.temperature
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
-    if arguments.folder:
-        loaded, update = load_run(arguments.folder, settings)
-        name = f"{settings.model} after {update} updates ({arguments.folder})"
+    if folder:
+        loaded, update = load_run(folder, settings)
+        name = f"{settings.model} after {update} updates ({folder})"
     else:
         name = settings.model
         loaded = fix_date(load_model(name, device=settings.device), datetime.date.today())
     if not arguments.quiet:
         longest = longest_prompt(loaded, task, settings.max_new_tokens, train=False)
         print(*found_lines(found(loaded, task, settings, longest)), sep="\n", file=sys.stderr)
+
+    temperature = arguments.eval_temperature
+    if temperature is None:
+        temperature = 0.0 if arguments.samples == 1 else settings.temperature
     result = evaluate(
         loaded.model,
         loaded.tokenizer,
         task,
         max_new_tokens=settings.max_new_tokens,
         samples=arguments.samples,
-        temperature=heat,
+        temperature=temperature,
         seed=settings.seed,
     )
-    how = f"at temperature {heat:g}, {arguments.samples} a problem" if heat else "greedy"
+    how = f"at temperature {temperature:g}, {arguments.samples} a problem" if temperature else "greedy"
     print(
         f"{name} on {settings.task}, {how}: accuracy {result['accuracy']:.3f} "
         f"[{result['ci_low']:.3f}, {result['ci_high']:.3f}] over {result['problems']} held-out problems"
     )
     for k in (2**e for e in range(1, arguments.samples.bit_length())):
-        low, high = result[f"pass@{k}_ci_low"], result[f"pass@{k}_ci_high"]
+        low = result[f"pass@{k}_ci_low"]
+        high = result[f"pass@{k}_ci_high"]
         print(f"pass@{k}: {result[f'pass@{k}']:.3f} [{low:.3f}, {high:.3f}]")
     if loaded.note:
         print(loaded.note)
@@ -234,37 +256,37 @@ def _compare(arguments: argparse.Namespace) -> int:
         check_writable(arguments.csv)
     rates = arguments.learning_rates or [settings.learning_rate]
     total = len(arguments.objectives) * len(rates) * arguments.seeds
-    runs: list[dict] = []
-    finished = False
-    try:
-        for run in compare(
-            settings,
-            arguments.out,
-            objectives=arguments.objectives,
-            seeds=arguments.seeds,
-            learning_rates=rates,
-            progress=_progress(arguments),
-        ):
-            runs.append(run)
-            if not arguments.quiet:
-                print(
-                    f"run {len(runs)} of {total}: {run['objective']}, learning rate {run['learning_rate']:g}, seed "
-                    f"{run['seed']}: accuracy {run['first']:.2f} at the start, {run['last']:.2f} at the end",
-                    file=sys.stderr,
-                )
-        finished = True
-    except KeyboardInterrupt:
-        if not runs:
-            raise
-    compared = differences(runs)
-    print("\n\n".join(filter(None, (compare_text(runs), differences_text(compared)))))
+    done = 0
+
+    def tell(row: dict) -> None:
+        nonlocal done
+        done += 1
+        if not arguments.quiet:
+            print(
+                f"run {done} of {total}: {row['objective']}, learning rate {row['learning_rate']:g}, seed "
+                f"{row['seed']}: accuracy {row['first']:.2f} at the start, {row['last']:.2f} at the end",
+                file=sys.stderr,
+            )
+
+    work = compare(
+        settings,
+        arguments.out,
+        objectives=arguments.objectives,
+        seeds=arguments.seeds,
+        learning_rates=rates,
+        progress=_progress(arguments),
+    )
+    runs, finished = collect(work, tell)
+    if runs:
+        compared = differences(runs)
+        print("\n\n".join(filter(None, (compare_text(runs), differences_text(compared)))))
+        if arguments.csv:
+            write_text(arguments.csv, curves_csv(runs))
+        if arguments.json:
+            rows = [{name: value for name, value in row.items() if name != "curve"} for row in runs]
+            write_json(arguments.json, {"rows": rows, "differences": compared, "finished": finished})
     if not finished:
         print("stopped early: go on with the same command", file=sys.stderr)
-    if arguments.csv:
-        write_text(arguments.csv, curves_csv(runs))
-    if arguments.json:
-        rows = [{name: value for name, value in run.items() if name != "curve"} for run in runs]
-        write_json(arguments.json, {"rows": rows, "differences": compared, "finished": finished})
     return 0 if finished else INTERRUPTED
 
 

@@ -94,7 +94,7 @@ PRESETS = {
         ),
         "a laptop: 4 GB of memory, a minute on two cores once the model is cached",
     ),
-    # No GPU was at hand: what the following need is computed by minigrpo/llm/memory.py and was not measured.
+    # No GPU was at hand: what the following need is computed by minigrpo/llm/gpu.py and was not measured.
     "gpu16": Preset(
         Settings(
             model="smollm2-135m",
@@ -124,7 +124,7 @@ PRESETS = {
             device="cuda",
             train_size=7000,
         ),
-        "an 80 GB card: SmolLM2-1.7B, every weight; 55 GB of memory, 56 minutes on an A100 (computed, not measured)",
+        "an 80 GB card: SmolLM2-1.7B, every weight; 55 GB of memory, 63 minutes on an A100 (computed, not measured)",
     ),
     "gpu80-paper": Preset(
         Settings(  # of the paper, but for its dropout, under which equal prefixes have unequal probabilities
@@ -167,6 +167,6 @@ PRESETS = {
             device="cuda",
             train_size=7000,
         ),
-        "Qwen2.5-7B, adapters: 46 GB of memory, 41 minutes on an A100 (computed, not measured)",
+        "Qwen2.5-7B, adapters: 46 GB of memory, 48 minutes on an A100 (computed, not measured)",
     ),
 }

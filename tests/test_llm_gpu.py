@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from minigrpo.llm.memory import A100, SHAPES, T4, Shape, memory, minutes
+from minigrpo.llm.gpu import A100, SHAPES, T4, Shape, memory, minutes
 from minigrpo.llm.models import load_model
 from minigrpo.llm.settings import PRESETS, Settings
-from minigrpo.llm.training import prepare
+from minigrpo.llm.update import prepare
 
 CARDS = {"gpu16": T4, "gpu80": A100, "gpu80-paper": A100, "gpu80-7b": A100}
 

@@ -11,13 +11,13 @@ pytest.importorskip("transformers")
 
 import datasets
 
-from minigrpo.llm.benchmarks import (
+from minigrpo.llm.cli import main as llm
+from minigrpo.llm.table2 import (
     BENCHMARKS,
     average,
     evaluate_benchmarks,
     last_box,
     load_benchmark,
-    main,
     table2_text,
 )
 
@@ -124,13 +124,13 @@ def test_tiny_on_all_five(folder, capsys):
     """`tiny` answers 4+2=6, 13-3=10 and three wrong sums; its line has numbers, the others stay empty."""
     out = folder / "result.json"
     command = ["eval", "--setting", "qwen-base", "--model", "tiny", "--data", str(folder), "--json", str(out)]
-    assert main([*command, "--system-prompt", "", "--max-new-tokens", "24"]) == 0
+    assert llm(["table2", *command, "--system-prompt", "", "--max-new-tokens", "24"]) == 0
     run = json.loads(out.read_text(encoding="utf-8"))
     assert [row["benchmark"] for row in run["rows"]] == list(BENCHMARKS)
     assert {row["problems"] for row in run["rows"]} == {1}
     assert [row["accuracy"] for row in run["rows"]] == [0, 1, 0, 1, 0]
     first = capsys.readouterr().out
-    assert main(["table", str(out)]) == 0
+    assert llm(["table2", "show", str(out)]) == 0
     assert capsys.readouterr().out == first
     (line,) = [line for line in first.splitlines() if line.startswith("qwen-base")]
     assert line.count("[") == 6
@@ -160,7 +160,7 @@ def test_adapters_are_merged(folder):
     out = folder / "result.json"
     command = ["eval", "--setting", "llama-grpo-0", "--model", "tiny", "--data", str(folder), "--json", str(out)]
     command += ["--system-prompt", "", "--max-new-tokens", "24", "--adapter", str(folder / "adapter")]
-    assert main(command) == 0
+    assert llm(["table2", *command]) == 0
     assert {row["accuracy"] for row in json.loads(out.read_text(encoding="utf-8"))["rows"]} == {0.0}
 
 
@@ -173,7 +173,7 @@ def test_adapters_are_merged(folder):
 )
 def test_mistakes_are_one_sentence_before_a_model_is_loaded(folder, capsys, more, sentence):
     command = ["eval", "--setting", "qwen-base", "--model", "no/model", "--data", str(folder)]
-    assert main([*command, "--json", str(folder / "result.json"), *more]) == 2
+    assert llm(["table2", *command, "--json", str(folder / "result.json"), *more]) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
@@ -190,6 +190,6 @@ def test_mistakes_are_one_sentence_before_a_model_is_loaded(folder, capsys, more
 def test_table_refuses_other_files(tmp_path, capsys, content, reason):
     path = tmp_path / "other.json"
     path.write_bytes(content)
-    assert main(["table", str(path)]) == 2
+    assert llm(["table2", "show", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"minigrpo.llm.benchmarks table: {path} is no result of eval: {reason}")
+    assert line.startswith(f"minigrpo llm table2: {path} is no result of eval: {reason}")

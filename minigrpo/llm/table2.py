@@ -1,7 +1,7 @@
 """The paper's Table 2: exact match on five benchmarks of mathematics, with intervals and the paper's averages.
 
-    python -m minigrpo.llm.benchmarks eval --setting qwen-lambda_grpo-0.04 --adapter runs/qwen --json FILE
-    python -m minigrpo.llm.benchmarks table FILE…
+    python -m minigrpo llm table2 eval --setting qwen-lambda_grpo-0.04 --adapter runs/qwen --json FILE
+    python -m minigrpo llm table2 show FILE…
 
 Source: Sullivan & Koller, arXiv 2509.21154, Table 2; of its cells we have the averages only. How it sampled, and how
 long completions could be, is not known to us: here greedy, up to --max-new-tokens.
@@ -20,8 +20,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from minigrpo.checks import check_choice
-from minigrpo.commands import run
-from minigrpo.files import check_writable, write_json
+from minigrpo.files import write_json
 from minigrpo.llm.rewards import boxed, math_equal
 from minigrpo.llm.tasks import Row, Task, check_golds, hub_rows, json_lines, texts_of
 from minigrpo.paper import TABLE2_AVERAGES
@@ -94,28 +93,42 @@ def evaluate_benchmarks(
     system_prompt: str | None = SYSTEM_PROMPT,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Solve benchmarks; `options` are those of `minigrpo.llm.evaluation.evaluate`, as max_new_tokens.
+    """Solve benchmarks.
 
-    Returns: a row each with benchmark, accuracy, its 95% Wilson interval (ci_low, ci_high) and problems.
-    Raises: as `load_benchmark`, and as `check_golds` of tasks, before the first completion is sampled.
+    Args:
+        model: the policy.
+        tokenizer: its own, with a chat template.
+        names: of BENCHMARKS.
+        folder: with a NAME.jsonl of each; None: they come from the Hub.
+        system_prompt: None for none.
+        options: those of `minigrpo.llm.evaluation.evaluate`, max_new_tokens at least.
+
+    Returns:
+        A row each with benchmark, accuracy, its 95% Wilson interval (ci_low, ci_high) and problems.
+
+    Raises:
+        As `load_benchmark`, and as `check_golds` of tasks, before the first completion is sampled.
     """
-    from datasets import Dataset
-
     from minigrpo.llm.evaluation import evaluate
 
-    rows, tasks = [], []
-    for name in names:
-        problems, answers = zip(*load_benchmark(name, folder), strict=True)
-        heldout = Dataset.from_dict({"prompt": problems, "answer": answers})
-        golds = check_golds(f"benchmark {name!r}", answers, math_equal, boxed)
-        tasks.append(
-            Task(name, heldout.select([]), heldout, math_equal, options["max_new_tokens"], system_prompt, *golds)
-        )
-    for name, task in zip(names, tasks, strict=True):
-        found = evaluate(model, tokenizer, task, **options)
-        rows.append({"benchmark": name, **{k: found[k] for k in ("accuracy", "ci_low", "ci_high", "problems")}})
+    tasks = {name: _task_of(name, folder, options["max_new_tokens"], system_prompt) for name in names}
+    rows = []
+    for name, task in tasks.items():
+        result = evaluate(model, tokenizer, task, **options)
+        columns = ("accuracy", "ci_low", "ci_high", "problems")
+        rows.append({"benchmark": name} | {column: result[column] for column in columns})
         print(f"{name}: {_cell(rows[-1])}", file=sys.stderr)
     return rows
+
+
+def _task_of(name: str, folder: str | Path | None, max_new_tokens: int, system_prompt: str | None) -> Task:
+    """A benchmark as a task that has held-out problems alone."""
+    from datasets import Dataset
+
+    problems, answers = zip(*load_benchmark(name, folder), strict=True)
+    heldout = Dataset.from_dict({"prompt": problems, "answer": answers})
+    golds = check_golds(f"benchmark {name!r}", answers, math_equal, boxed)
+    return Task(name, heldout.select([]), heldout, math_equal, max_new_tokens, system_prompt, *golds)
 
 
 def average(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -146,15 +159,9 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{row['accuracy']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 after one sentence for a user's mistake, 130 for Ctrl-C."""
-    arguments = _parser().parse_args(argv)
-    return run(arguments, arguments.run, "minigrpo.llm.benchmarks", "interrupted; nothing is written")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m minigrpo.llm.benchmarks", description="The paper's Table 2.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Describe `llm table2 eval` and `llm table2 show`."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     sub = commands.add_parser("eval", help="evaluate one model on the benchmarks")
     sub.set_defaults(run=_eval)
     sub.add_argument("--setting", required=True, choices=TABLE2_AVERAGES, help="the table's line")
@@ -163,15 +170,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--benchmarks", nargs="+", choices=BENCHMARKS, default=[*BENCHMARKS], help="default: all five")
     sub.add_argument("--data", type=Path, help="a folder of NAME.jsonl, where the Hub is out of reach")
     sub.add_argument("--system-prompt", default=SYSTEM_PROMPT, help="'' for none")
-    sub.add_argument("--max-new-tokens", type=int, default=4096, help="default 4096; OpenRS evaluates with 32768")
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    sub.add_argument("--batch", type=int, default=32, help="completions at a time (default 32)")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, …")
+    sub.add_argument("--max-new-tokens", type=int, default=4096, help="OpenRS evaluates with 32768 [4096]")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
+    sub.add_argument("--batch", type=int, default=32, help="completions at a time [32]")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
     sub.add_argument("--json", type=Path, required=True, metavar="FILE", help="the result")
-    sub = commands.add_parser("table", help="print Table 2 from results")
-    sub.set_defaults(run=_table)
+
+    sub = commands.add_parser("show", help="print Table 2 from results")
+    sub.set_defaults(run=_show)
     sub.add_argument("results", type=Path, nargs="*", help="files that eval wrote; without any: the paper's column")
-    return parser
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -179,7 +186,6 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     from minigrpo.llm.models import load_model
 
-    check_writable(arguments.json)
     for name in arguments.benchmarks:
         load_benchmark(name, arguments.data)  # before the model: what is missing shows at once
     if arguments.adapter is not None and not (arguments.adapter / "adapter_config.json").is_file():
@@ -209,7 +215,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _table(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> int:
     print(table2_text([_result(path) for path in arguments.results]))
     return 0
 
@@ -223,7 +229,3 @@ def _result(path: Path) -> dict[str, Any]:
     if not isinstance(run, dict) or not {"setting", "rows"} <= set(run):
         raise ValueError(f"{path} is no result of eval: it must hold a setting and rows")
     return run
-
-
-if __name__ == "__main__":
-    sys.exit(main())
