@@ -30,16 +30,24 @@ EXERCISES = (
         reference=group_mean,
         parts=(
             Part(
-                "random groups",
-                1,
-                draw_group,
-                "add the rewards and divide by how many there are.",
+                name="random groups",
+                points=1,
+                draw=draw_group,
+                hint="add the rewards and divide by how many there are.",
                 examples=({"rewards": [0.0, 1.0, 1.0, 2.0]},),
             ),
         ),
         mistakes=(
-            Mistake("sum", "you add the rewards; divide the sum by how many there are.", group_sum),
-            Mistake("n − 1", "you divide by G − 1; a mean is divided by G.", mean_of_the_others),
+            Mistake(
+                name="sum",
+                hint="you add the rewards; divide the sum by how many there are.",
+                wrong=group_sum,
+            ),
+            Mistake(
+                name="n − 1",
+                hint="you divide by G − 1; a mean is divided by G.",
+                wrong=mean_of_the_others,
+            ),
         ),
     ),
 )

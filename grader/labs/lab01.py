@@ -193,51 +193,60 @@ EXERCISES = (
         judge=zero_is_zero,
         parts=(
             Part(
-                "ordinary groups",
-                2,
-                lambda rng: {"calls": [ordinary(rng)]},
-                "subtract the group's mean and divide by its std + eps, along the last dimension.",
+                name="ordinary groups",
+                points=2,
+                draw=lambda rng: {"calls": [ordinary(rng)]},
+                hint="subtract the group's mean and divide by its std + eps, along the last dimension.",
                 examples=({"calls": [{"rewards": torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), "eps": 1e-4}]},),
             ),
             Part(
-                "a group of one",
-                1,
-                with_a_group_of_one,
-                "a group of one has nothing to compare with: its advantage is 0.",
+                name="a group of one",
+                points=1,
+                draw=with_a_group_of_one,
+                hint="a group of one has nothing to compare with: its advantage is 0.",
             ),
             Part(
-                "a group of equal rewards",
-                1,
-                with_equal_rewards,
-                "nobody in a group of equal rewards did better than another: each advantage is exactly 0.",
+                name="a group of equal rewards",
+                points=1,
+                draw=with_equal_rewards,
+                hint="nobody in a group of equal rewards did better than another: each advantage is exactly 0.",
             ),
         ),
         mistakes=(
             Mistake(
-                "rounding left over",
-                "the mean of equal rewards is not always their value: 0.1 + 0.1 + 0.1 is 0.30000000000000004. What "
-                "rounding leaves, divided by eps, is no longer nothing. Say 0 where all rewards are equal, or shift "
-                "the rewards of a group so that equal ones are 0 before you take the mean.",
-                with_rounding,
+                name="rounding left over",
+                hint="the mean of equal rewards is not always their value: 0.1 + 0.1 + 0.1 is "
+                "0.30000000000000004. What rounding leaves, divided by eps, is no longer nothing. Say 0 "
+                "where all rewards are equal, or shift the rewards of a group so that equal ones are 0 "
+                "before you take the mean.",
+                wrong=with_rounding,
             ),
             Mistake(
-                "std of one reward",
-                "the unbiased std divides by G − 1, which is 0 in a group of one, and gives NaN.",
-                by_the_formula,
+                name="std of one reward",
+                hint="the unbiased std divides by G − 1, which is 0 in a group of one, and gives NaN.",
+                wrong=by_the_formula,
             ),
             Mistake(
-                "population std",
-                "you divide the squares by G. The paper's std is the unbiased one, with G − 1.",
-                population,
+                name="population std",
+                hint="you divide the squares by G. The paper's std is the unbiased one, with G − 1.",
+                wrong=population,
             ),
-            Mistake("no eps", "eps belongs to the denominator: std + eps.", without_eps),
-            Mistake("an eps of its own", "eps is an argument, but you compute with 1e-4.", with_its_own_eps),
             Mistake(
-                "over the batch",
-                "you take mean and std over all rewards at once. Each group has its own: the last dimension.",
-                over_the_batch,
+                name="no eps",
+                hint="eps belongs to the denominator: std + eps.",
+                wrong=without_eps,
             ),
-            Mistake("not divided", "you centred the rewards, but did not divide by std + eps.", not_divided),
+            Mistake(
+                name="an eps of its own", hint="eps is an argument, but you compute with 1e-4.", wrong=with_its_own_eps
+            ),
+            Mistake(
+                name="over the batch",
+                hint="you take mean and std over all rewards at once. Each group has its own: the last dimension.",
+                wrong=over_the_batch,
+            ),
+            Mistake(
+                name="not divided", hint="you centred the rewards, but did not divide by std + eps.", wrong=not_divided
+            ),
         ),
     ),
     Exercise(
@@ -246,10 +255,10 @@ EXERCISES = (
         reference=minigrpo.token_logps,
         parts=(
             Part(
-                "random logits",
-                2,
-                draw_logits,
-                "normalise over the vocabulary, then pick at each place the entry of the token that was sampled.",
+                name="random logits",
+                points=2,
+                draw=draw_logits,
+                hint="normalise over the vocabulary, then pick at each place the entry of the token that was sampled.",
                 examples=(
                     {
                         "logits": torch.tensor([[[0.0, 0.0], [1.0, 3.0]]], dtype=torch.float64),
@@ -258,44 +267,46 @@ EXERCISES = (
                 ),
             ),
             Part(
-                "logits far apart",
-                1,
-                far_apart,
-                "subtract ln Σ exp z in one go: exp of a large number is infinite, and of a very small one 0.",
+                name="logits far apart",
+                points=1,
+                draw=far_apart,
+                hint="subtract ln Σ exp z in one go: exp of a large number is infinite, and of a very small one 0.",
             ),
         ),
         mistakes=(
             Mistake(
-                "not normalised",
-                "you return the logit of the token. Its log-probability is the logit minus ln Σᵥ exp zᵥ.",
-                without_normaliser,
+                name="not normalised",
+                hint="you return the logit of the token. Its log-probability is the logit minus ln Σᵥ exp zᵥ.",
+                wrong=without_normaliser,
             ),
             Mistake(
-                "sign",
-                "you return −ln π, as cross-entropy does. A log-probability is never above 0.",
-                with_the_sign_of_a_loss,
-            ),
-            Mistake("probabilities", "you return probabilities, we want their logarithm.", probabilities),
-            Mistake(
-                "the likeliest token",
-                "you return the log-probability of the likeliest token, whichever was sampled.",
-                of_the_likeliest,
+                name="sign",
+                hint="you return −ln π, as cross-entropy does. A log-probability is never above 0.",
+                wrong=with_the_sign_of_a_loss,
             ),
             Mistake(
-                "log of softmax",
-                "right as long as the probability is above 1e-300: below, softmax gives 0 and its log −infinity. "
-                "Torch has a function that never leaves the logarithm.",
-                log_of_softmax,
+                name="probabilities", hint="you return probabilities, we want their logarithm.", wrong=probabilities
             ),
             Mistake(
-                "shifted by one",
-                "you shift by one token. Here place t of the logits predicts token t itself.",
-                shifted,
+                name="the likeliest token",
+                hint="you return the log-probability of the likeliest token, whichever was sampled.",
+                wrong=of_the_likeliest,
             ),
             Mistake(
-                "normalised over tokens",
-                "you normalise over the tokens t. The probabilities of one place sum to 1 over the vocabulary.",
-                over_the_tokens,
+                name="log of softmax",
+                hint="right as long as the probability is above 1e-300: below, softmax gives 0 and its "
+                "log −infinity. Torch has a function that never leaves the logarithm.",
+                wrong=log_of_softmax,
+            ),
+            Mistake(
+                name="shifted by one",
+                hint="you shift by one token. Here place t of the logits predicts token t itself.",
+                wrong=shifted,
+            ),
+            Mistake(
+                name="normalised over tokens",
+                hint="you normalise over the tokens t. The probabilities of one place sum to 1 over the vocabulary.",
+                wrong=over_the_tokens,
             ),
         ),
     ),
@@ -306,80 +317,91 @@ EXERCISES = (
         driver="loss_and_grads",
         parts=(
             Part(
-                "ratios inside the clip range",
-                2,
-                lambda rng: draw_loss(rng, 0.09),
-                "−1/Σ mask · Σ ratio·a over the unmasked tokens of the batch.",
+                name="ratios inside the clip range",
+                points=2,
+                draw=lambda rng: draw_loss(rng, 0.09),
+                hint="−1/Σ mask · Σ ratio·a over the unmasked tokens of the batch.",
             ),
             Part(
-                "ratios outside the clip range",
-                2,
-                lambda rng: draw_loss(rng, 1.2),
-                "take the smaller one of ratio·a and clipped ratio·a, token by token, for both signs of a.",
+                name="ratios outside the clip range",
+                points=2,
+                draw=lambda rng: draw_loss(rng, 1.2),
+                hint="take the smaller one of ratio·a and clipped ratio·a, token by token, for both signs of a.",
             ),
             Part(
-                "NaN under the mask",
-                1,
-                lambda rng: draw_loss(rng, 1.2, nan=True),
-                "0 · NaN is NaN: take what is under the mask out before you compute with it, not after.",
+                name="NaN under the mask",
+                points=1,
+                draw=lambda rng: draw_loss(rng, 1.2, nan=True),
+                hint="0 · NaN is NaN: take what is under the mask out before you compute with it, not after.",
             ),
             Part(
-                "π_old is a constant",
-                1,
-                lambda rng: draw_loss(rng, 0.5, wrt=("logps", "old_logps")),
-                "the gradient with respect to old_logps must be 0.",
+                name="π_old is a constant",
+                points=1,
+                draw=lambda rng: draw_loss(rng, 0.5, wrt=("logps", "old_logps")),
+                hint="the gradient with respect to old_logps must be 0.",
             ),
         ),
         mistakes=(
             Mistake(
-                "mask times NaN",
-                "you multiply by the mask, and 0 · NaN is NaN. Select the unmasked tokens (or fill the others) first.",
-                variant(keep=lambda mask, value, zero: value),
+                name="mask times NaN",
+                hint="you multiply by the mask, and 0 · NaN is NaN. Select the unmasked tokens (or fill "
+                "the others) first.",
+                wrong=variant(keep=lambda mask, value, zero: value),
             ),
             Mistake(
-                "gradient through old_logps",
-                "old_logps come from the policy that sampled, a constant: no gradient may flow into them.",
-                variant(ratio=lambda new, old: (new - old).exp()),
+                name="gradient through old_logps",
+                hint="old_logps come from the policy that sampled, a constant: no gradient may flow into them.",
+                wrong=variant(ratio=lambda new, old: (new - old).exp()),
             ),
             Mistake(
-                "ratio inverted",
-                "your ratio is π_old/π_θ. A token that has become more probable must have a ratio above 1.",
-                variant(ratio=lambda new, old: (old.detach() - new).exp()),
+                name="ratio inverted",
+                hint="your ratio is π_old/π_θ. A token that has become more probable must have a ratio above 1.",
+                wrong=variant(ratio=lambda new, old: (old.detach() - new).exp()),
             ),
             Mistake(
-                "the larger of the two",
-                "you take the larger of the two terms. PPO is pessimistic: the smaller one of them counts.",
-                variant(pick=torch.maximum),
+                name="the larger of the two",
+                hint="you take the larger of the two terms. PPO is pessimistic: the smaller one of them counts.",
+                wrong=variant(pick=torch.maximum),
             ),
             Mistake(
-                "clipped alone",
-                "you use the clipped ratio alone, and never its minimum with the plain one: a bad token whose "
-                "probability has grown too far would get no gradient.",
-                variant(pick=lambda plain, clipped: clipped),
-            ),
-            Mistake("never clipped", "epsilon has no effect in your loss.", variant(clip=False)),
-            Mistake(
-                "sign",
-                "your loss goes up where the objective does. We minimise: loss = −objective.",
-                lambda **arguments: -policy_loss(**arguments),
+                name="clipped alone",
+                hint="you use the clipped ratio alone, and never its minimum with the plain one: a bad "
+                "token whose probability has grown too far would get no gradient.",
+                wrong=variant(pick=lambda plain, clipped: clipped),
             ),
             Mistake(
-                "divided by G·T",
-                "you divide by all places of the tensor, padding too. The denominator is the number of unmasked ones.",
-                variant(reduce=lambda terms, mask: terms.mean()),
+                name="never clipped",
+                hint="epsilon has no effect in your loss.",
+                wrong=variant(clip=False),
             ),
             Mistake(
-                "mean of row means",
-                "you average each completion first, then over completions, so that tokens of short ones weigh more. "
-                "Here every token of the batch has the same weight: one sum, one denominator.",
-                variant(reduce=mean_of_row_means),
+                name="sign",
+                hint="your loss goes up where the objective does. We minimise: loss = −objective.",
+                wrong=lambda **arguments: -policy_loss(**arguments),
             ),
             Mistake(
-                "not divided",
-                "your loss is a sum: it grows with the batch. Divide by the number of unmasked tokens.",
-                variant(reduce=lambda terms, mask: terms.sum()),
+                name="divided by G·T",
+                hint="you divide by all places of the tensor, padding too. The denominator is the "
+                "number of unmasked ones.",
+                wrong=variant(reduce=lambda terms, mask: terms.mean()),
             ),
-            Mistake("mask forgotten", "you count what stands under the mask.", mask_forgotten),
+            Mistake(
+                name="mean of row means",
+                hint="you average each completion first, then over completions, so that tokens of short "
+                "ones weigh more. Here every token of the batch has the same weight: one sum, one "
+                "denominator.",
+                wrong=variant(reduce=mean_of_row_means),
+            ),
+            Mistake(
+                name="not divided",
+                hint="your loss is a sum: it grows with the batch. Divide by the number of unmasked tokens.",
+                wrong=variant(reduce=lambda terms, mask: terms.sum()),
+            ),
+            Mistake(
+                name="mask forgotten",
+                hint="you count what stands under the mask.",
+                wrong=mask_forgotten,
+            ),
         ),
     ),
 )

@@ -267,58 +267,62 @@ EXERCISES = (
         judge=conserved,
         parts=(
             Part(
-                "random groups",
-                2,
-                lambda rng: scored(draw_completions(rng), rng),
-                "for each token, average the rewards of the completions that share its prefix.",
+                name="random groups",
+                points=2,
+                draw=lambda rng: scored(draw_completions(rng), rng),
+                hint="for each token, average the rewards of the completions that share its prefix.",
                 examples=(worked(),),
             ),
             Part(
-                "padding that looks like a token",
-                1,
-                padded_like_a_token,
-                "what stands under the mask belongs to no set, even where its id is that of a real token.",
+                name="padding that looks like a token",
+                points=1,
+                draw=padded_like_a_token,
+                hint="what stands under the mask belongs to no set, even where its id is that of a real token.",
             ),
             Part(
-                "conserved sums",
-                1,
-                large,
-                "averaging inside sets moves reward around and makes none: at every token the step rewards of the "
-                "completions that are there sum to their rewards.",
+                name="conserved sums",
+                points=1,
+                draw=large,
+                hint="averaging inside sets moves reward around and makes none: at every token the step "
+                "rewards of the completions that are there sum to their rewards.",
             ),
         ),
         mistakes=(
             Mistake(
-                "0/0 under the mask",
-                "padding is in no set, so you divide 0 by |λ| = 0 there. Where the mask is False, R is 0.",
-                zero_by_zero,
+                name="0/0 under the mask",
+                hint="padding is in no set, so you divide 0 by |λ| = 0 there. Where the mask is False, R is 0.",
+                wrong=zero_by_zero,
             ),
             Mistake(
-                "divided by G",
-                "you divided by G, not by |λ|: R is the mean over the members of the set.",
-                divided_by_the_group,
-            ),
-            Mistake("not divided", "you summed the rewards of the set. R is their mean: divide by |λ|.", summed),
-            Mistake(
-                "equal tokens",
-                "you compare token t alone: a set shares all its tokens 0…t.",
-                of_equal_tokens,
+                name="divided by G",
+                hint="you divided by G, not by |λ|: R is the mean over the members of the set.",
+                wrong=divided_by_the_group,
             ),
             Mistake(
-                "padding counted",
-                "a completion that has ended is in no set any more: both tokens have to be unmasked.",
-                with_padding,
+                name="not divided",
+                hint="you summed the rewards of the set. R is their mean: divide by |λ|.",
+                wrong=summed,
             ),
             Mistake(
-                "without itself",
-                "you average over the others. A completion is a member of its own set, at the end the only one.",
-                of_the_others,
+                name="equal tokens",
+                hint="you compare token t alone: a set shares all its tokens 0…t.",
+                wrong=of_equal_tokens,
             ),
             Mistake(
-                "outcome rewards",
-                "each token got the reward of its own completion: that is GRPO as everyone writes it. A step's reward "
-                "is the mean over all who took that step.",
-                outcome_rewards,
+                name="padding counted",
+                hint="a completion that has ended is in no set any more: both tokens have to be unmasked.",
+                wrong=with_padding,
+            ),
+            Mistake(
+                name="without itself",
+                hint="you average over the others. A completion is a member of its own set, at the end the only one.",
+                wrong=of_the_others,
+            ),
+            Mistake(
+                name="outcome rewards",
+                hint="each token got the reward of its own completion: that is GRPO as everyone writes "
+                "it. A step's reward is the mean over all who took that step.",
+                wrong=outcome_rewards,
             ),
         ),
     ),
@@ -328,45 +332,59 @@ EXERCISES = (
         reference=step_advantages,
         parts=(
             Part(
-                "random groups",
-                2,
-                lambda rng: with_step_rewards(scored(draw_completions(rng), rng), rng),
-                "centre with the mean of the outcome rewards r, divide by their unbiased std + eps.",
+                name="random groups",
+                points=2,
+                draw=lambda rng: with_step_rewards(scored(draw_completions(rng), rng), rng),
+                hint="centre with the mean of the outcome rewards r, divide by their unbiased std + eps.",
                 examples=(with_step_rewards(worked(), np.random.default_rng(0)) | {"eps": 0.1},),
             ),
             Part(
-                "numbers under the mask",
-                1,
-                lambda rng: with_step_rewards(padded_like_a_token(rng), rng, under_mask=3.0),
-                "padding belongs to no step: its advantage is 0, whatever its step reward says.",
+                name="numbers under the mask",
+                points=1,
+                draw=lambda rng: with_step_rewards(padded_like_a_token(rng), rng, under_mask=3.0),
+                hint="padding belongs to no step: its advantage is 0, whatever its step reward says.",
             ),
         ),
         mistakes=(
             Mistake(
-                "padding not zeroed",
-                "under the mask the advantage has to be 0. A reward of 0 is not an advantage of 0.",
-                not_zeroed,
+                name="padding not zeroed",
+                hint="under the mask the advantage has to be 0. A reward of 0 is not an advantage of 0.",
+                wrong=not_zeroed,
             ),
             Mistake(
-                "mean over the tokens",
-                "you subtract the mean of the step rewards over all tokens, in which long completions count more. "
-                "Subtract the mean of r, in which each completion counts once.",
-                around_the_mean_of_steps,
+                name="mean over the tokens",
+                hint="you subtract the mean of the step rewards over all tokens, in which long "
+                "completions count more. Subtract the mean of r, in which each completion counts once.",
+                wrong=around_the_mean_of_steps,
             ),
             Mistake(
-                "std of the step rewards",
-                "you divide by the spread of the step rewards. The unit is the std of the outcome rewards r.",
-                in_units_of_the_steps,
+                name="std of the step rewards",
+                hint="you divide by the spread of the step rewards. The unit is the std of the outcome rewards r.",
+                wrong=in_units_of_the_steps,
             ),
             Mistake(
-                "mean of each token",
-                "you centre each token t by itself. All tokens of a group are compared with one number, mean r.",
-                by_columns,
+                name="mean of each token",
+                hint="you centre each token t by itself. All tokens of a group are compared with one number, mean r.",
+                wrong=by_columns,
             ),
-            Mistake("population std", "std is the unbiased one, with G − 1.", population),
-            Mistake("an eps of its own", "eps is an argument, but you compute with 1e-4.", with_its_own_eps),
-            Mistake("no eps", "eps belongs to the denominator: std r + eps.", without_eps),
-            Mistake("not divided", "you centred the step rewards, but did not divide by std r + eps.", not_divided),
+            Mistake(
+                name="population std",
+                hint="std is the unbiased one, with G − 1.",
+                wrong=population,
+            ),
+            Mistake(
+                name="an eps of its own", hint="eps is an argument, but you compute with 1e-4.", wrong=with_its_own_eps
+            ),
+            Mistake(
+                name="no eps",
+                hint="eps belongs to the denominator: std r + eps.",
+                wrong=without_eps,
+            ),
+            Mistake(
+                name="not divided",
+                hint="you centred the step rewards, but did not divide by std r + eps.",
+                wrong=not_divided,
+            ),
         ),
     ),
     Exercise(
@@ -376,48 +394,57 @@ EXERCISES = (
         driver="from_prefix",
         parts=(
             Part(
-                "a prefix of one token",
-                2,
-                lambda rng: draw_tree(rng, 1),
-                "one generator with the seed, then `samples` calls with the prefix: their mean, and their unbiased std "
-                "over √samples.",
+                name="a prefix of one token",
+                points=2,
+                draw=lambda rng: draw_tree(rng, 1),
+                hint="one generator with the seed, then `samples` calls with the prefix: their mean, "
+                "and their unbiased std over √samples.",
             ),
             Part(
-                "longer prefixes",
-                2,
-                lambda rng: draw_tree(rng, 3),
-                "hand the whole prefix to every call.",
+                name="longer prefixes",
+                points=2,
+                draw=lambda rng: draw_tree(rng, 3),
+                hint="hand the whole prefix to every call.",
             ),
         ),
         mistakes=(
             Mistake(
-                "one seed for all",
-                "every one of your continuations is the same: you seed anew for each. Seed once, before the first.",
-                one_seed_for_all,
+                name="one seed for all",
+                hint="every one of your continuations is the same: you seed anew for each. Seed once, "
+                "before the first.",
+                wrong=one_seed_for_all,
             ),
             Mistake(
-                "a seed for each",
-                "you make a generator for each continuation. Make one, and let all of them draw from it.",
-                a_seed_for_each,
-            ),
-            Mistake("from the root", "you sample whole completions: the prefix is not used.", from_the_root),
-            Mistake(
-                "last token lost",
-                "you continue from one token too early: the value of a step is taken after its last token.",
-                without_its_last_token,
+                name="a seed for each",
+                hint="you make a generator for each continuation. Make one, and let all of them draw from it.",
+                wrong=a_seed_for_each,
             ),
             Mistake(
-                "spread of one outcome",
-                "you return the std of one outcome. The mean of n of them varies √n times less.",
-                with_std_of_one_outcome,
+                name="from the root", hint="you sample whole completions: the prefix is not used.", wrong=from_the_root
             ),
-            Mistake("population std", "the std is the unbiased one, with samples − 1.", with_population_std),
             Mistake(
-                "variance of the mean",
-                "you return a variance, in squared units of the reward. The standard error is its square root.",
-                with_variance_of_the_mean,
+                name="last token lost",
+                hint="you continue from one token too early: the value of a step is taken after its last token.",
+                wrong=without_its_last_token,
             ),
-            Mistake("one too many", "you take samples + 1 outcomes.", one_outcome_too_many),
+            Mistake(
+                name="spread of one outcome",
+                hint="you return the std of one outcome. The mean of n of them varies √n times less.",
+                wrong=with_std_of_one_outcome,
+            ),
+            Mistake(
+                name="population std", hint="the std is the unbiased one, with samples − 1.", wrong=with_population_std
+            ),
+            Mistake(
+                name="variance of the mean",
+                hint="you return a variance, in squared units of the reward. The standard error is its square root.",
+                wrong=with_variance_of_the_mean,
+            ),
+            Mistake(
+                name="one too many",
+                hint="you take samples + 1 outcomes.",
+                wrong=one_outcome_too_many,
+            ),
         ),
     ),
     Exercise(
@@ -426,10 +453,11 @@ EXERCISES = (
         reference=bias_and_variance,
         parts=(
             Part(
-                "random estimates",
-                2,
-                draw_estimates,
-                "the runs are rows: how far is their mean from the truth, and how do they scatter around their mean?",
+                name="random estimates",
+                points=2,
+                draw=draw_estimates,
+                hint="the runs are rows: how far is their mean from the truth, and how do they scatter "
+                "around their mean?",
                 examples=(
                     {
                         "estimates": torch.tensor([[1.0, 1.0], [2.0, 1.5], [6.0, 2.0]], dtype=torch.float64),
@@ -440,29 +468,42 @@ EXERCISES = (
         ),
         mistakes=(
             Mistake(
-                "absolute errors",
-                "you average the sizes of the errors, so that they can't cancel. A bias is what is left when they do.",
-                with_absolute_errors,
+                name="absolute errors",
+                hint="you average the sizes of the errors, so that they can't cancel. A bias is what is "
+                "left when they do.",
+                wrong=with_absolute_errors,
             ),
             Mistake(
-                "around the truth",
-                "you measure the spread around the truth: that holds the squared bias too. Variance is taken around "
-                "the mean of the estimates.",
-                around_the_truth,
+                name="around the truth",
+                hint="you measure the spread around the truth: that holds the squared bias too. "
+                "Variance is taken around the mean of the estimates.",
+                wrong=around_the_truth,
             ),
             Mistake(
-                "population variance",
-                "the variance is the unbiased one: divide by the number of runs − 1.",
-                with_population_variance,
+                name="population variance",
+                hint="the variance is the unbiased one: divide by the number of runs − 1.",
+                wrong=with_population_variance,
             ),
-            Mistake("std", "you return a standard deviation; its square is the variance.", with_std),
             Mistake(
-                "along the settings",
-                "you average over the settings. The runs are rows: average over the first dimension.",
-                along_the_settings,
+                name="std",
+                hint="you return a standard deviation; its square is the variance.",
+                wrong=with_std,
             ),
-            Mistake("size of the bias", "a bias has a sign: estimates may be too small as well.", without_its_sign),
-            Mistake("sign", "bias is the mean estimate minus the truth, not the other way round.", with_the_other_sign),
+            Mistake(
+                name="along the settings",
+                hint="you average over the settings. The runs are rows: average over the first dimension.",
+                wrong=along_the_settings,
+            ),
+            Mistake(
+                name="size of the bias",
+                hint="a bias has a sign: estimates may be too small as well.",
+                wrong=without_its_sign,
+            ),
+            Mistake(
+                name="sign",
+                hint="bias is the mean estimate minus the truth, not the other way round.",
+                wrong=with_the_other_sign,
+            ),
         ),
     ),
 )

@@ -738,51 +738,62 @@ EXERCISES = (
         reference=loss_gap,
         parts=(
             Part(
-                "token mean, clipped",
-                1,
-                lambda rng: draw_ratios(rng, "token-mean", clipped=True),
-                "take min(P·A, clip(P)·A) of each token, once with a and once with A, and divide by the real tokens.",
+                name="token mean, clipped",
+                points=1,
+                draw=lambda rng: draw_ratios(rng, "token-mean", clipped=True),
+                hint="take min(P·A, clip(P)·A) of each token, once with a and once with A, and divide "
+                "by the real tokens.",
                 examples=(WORKED_GAP,),
             ),
             Part(
-                "token mean, no clip",
-                1,
-                lambda rng: draw_ratios(rng, "token-mean", clipped=False),
-                "with epsilon None a token's term is P·A.",
+                name="token mean, no clip",
+                points=1,
+                draw=lambda rng: draw_ratios(rng, "token-mean", clipped=False),
+                hint="with epsilon None a token's term is P·A.",
             ),
             Part(
-                "per-completion mean",
-                1,
-                lambda rng: draw_ratios(rng, "seq-mean", clipped=True),
-                "divide each row by its own length (an empty one adds 0), then by G.",
+                name="per-completion mean",
+                points=1,
+                draw=lambda rng: draw_ratios(rng, "seq-mean", clipped=True),
+                hint="divide each row by its own length (an empty one adds 0), then by G.",
                 examples=(WORKED_LENGTHS,),
             ),
         ),
         mistakes=(
             Mistake(
-                "clip without min",
-                "you use the clipped ratio alone; the term is the smaller of P·A and clip(P)·A.",
-                gap_variant(pick=lambda plain, clipped: clipped),
+                name="clip without min",
+                hint="you use the clipped ratio alone; the term is the smaller of P·A and clip(P)·A.",
+                wrong=gap_variant(pick=lambda plain, clipped: clipped),
             ),
             Mistake(
-                "max", "you take the larger of P·A and clip(P)·A; it is the smaller.", gap_variant(pick=torch.maximum)
-            ),
-            Mistake("padding", "what is masked has no part in the sum, nor in the count.", gap_variant(masked=False)),
-            Mistake(
-                "other sign",
-                "your sign is the other one: both are losses, with the minus, and it is GRPO's less the PRM's.",
-                gap_variant(of=lambda gap: -gap),
-            ),
-            Mistake("no sign", "keep the sign: the gap can be negative.", gap_variant(of=abs)),
-            Mistake(
-                "token mean always",
-                "with “seq-mean” each row is divided by its own length first.",
-                gap_variant(mean="token"),
+                name="max",
+                hint="you take the larger of P·A and clip(P)·A; it is the smaller.",
+                wrong=gap_variant(pick=torch.maximum),
             ),
             Mistake(
-                "empty rows left out",
-                "with “seq-mean” the last division is by G, and a completion with no token counts in it.",
-                gap_variant(mean="no empty rows"),
+                name="padding",
+                hint="what is masked has no part in the sum, nor in the count.",
+                wrong=gap_variant(masked=False),
+            ),
+            Mistake(
+                name="other sign",
+                hint="your sign is the other one: both are losses, with the minus, and it is GRPO's less the PRM's.",
+                wrong=gap_variant(of=lambda gap: -gap),
+            ),
+            Mistake(
+                name="no sign",
+                hint="keep the sign: the gap can be negative.",
+                wrong=gap_variant(of=abs),
+            ),
+            Mistake(
+                name="token mean always",
+                hint="with “seq-mean” each row is divided by its own length first.",
+                wrong=gap_variant(mean="token"),
+            ),
+            Mistake(
+                name="empty rows left out",
+                hint="with “seq-mean” the last division is by G, and a completion with no token counts in it.",
+                wrong=gap_variant(mean="no empty rows"),
             ),
         ),
     ),
@@ -793,44 +804,46 @@ EXERCISES = (
         judge=counterexample(inspect_clipping),
         parts=(
             Part(
-                "ε below 1",
-                2,
-                lambda rng: draw_epsilon(rng, 0.05, 0.9),
-                "a clipped step, shared by completions with a above 0 and with a below 0, at one ratio.",
+                name="ε below 1",
+                points=2,
+                draw=lambda rng: draw_epsilon(rng, 0.05, 0.9),
+                hint="a clipped step, shared by completions with a above 0 and with a below 0, at one ratio.",
                 examples=({"epsilon": 0.2, "group_size": 2},),
             ),
             Part(
-                "ε of 1 and more",
-                1,
-                lambda rng: draw_epsilon(rng, 1.0, 3.0),
-                "the ratio has to depend on ε; no ratio is below 1 − ε here.",
+                name="ε of 1 and more",
+                points=1,
+                draw=lambda rng: draw_epsilon(rng, 1.0, 3.0),
+                hint="the ratio has to depend on ε; no ratio is below 1 − ε here.",
             ),
         ),
         mistakes=(
             Mistake(
-                "a fixed ratio",
-                "nothing is clipped for this ε: make the ratio from ε, and larger than 1 + ε.",
-                lambda epsilon, group_size: clipped_group(epsilon, group_size, ratio=1.06),
+                name="a fixed ratio",
+                hint="nothing is clipped for this ε: make the ratio from ε, and larger than 1 + ε.",
+                wrong=lambda epsilon, group_size: clipped_group(epsilon, group_size, ratio=1.06),
             ),
             Mistake(
-                "clipped from below",
-                "a ratio below 1 − ε does it for small ε; from ε = 1 on there is none, as ratios are above 0.",
-                lambda epsilon, group_size: clipped_group(epsilon, group_size, ratio=max(1 - 1.05 * epsilon, 0.005)),
+                name="clipped from below",
+                hint="a ratio below 1 − ε does it for small ε; from ε = 1 on there is none, as ratios are above 0.",
+                wrong=lambda epsilon, group_size: clipped_group(
+                    epsilon, group_size, ratio=max(1 - 1.05 * epsilon, 0.005)
+                ),
             ),
             Mistake(
-                "not shared",
-                "what is clipped is not shared. In a set of one A is a, so clipping does the same to both losses.",
-                clipped_at_the_end,
+                name="not shared",
+                hint="what is clipped is not shared. In a set of one A is a, so clipping does the same to both losses.",
+                wrong=clipped_at_the_end,
             ),
             Mistake(
-                "different ratios in a step",
-                "you gave tokens with the same prefix different ratios. That breaks another assumption, too.",
-                clipped_in_one,
+                name="different ratios in a step",
+                hint="you gave tokens with the same prefix different ratios. That breaks another assumption, too.",
+                wrong=clipped_in_one,
             ),
             Mistake(
-                "equal rewards",
-                "without different rewards there is no advantage, and no loss to compare.",
-                lambda epsilon, group_size: clipped_group(epsilon, group_size, rewards=[1.0] * group_size),
+                name="equal rewards",
+                hint="without different rewards there is no advantage, and no loss to compare.",
+                wrong=lambda epsilon, group_size: clipped_group(epsilon, group_size, rewards=[1.0] * group_size),
             ),
         ),
     ),
@@ -841,43 +854,44 @@ EXERCISES = (
         judge=counterexample(inspect_lengths),
         parts=(
             Part(
-                "given lengths",
-                2,
-                draw_lengths,
-                "let completions of different lengths share a step, and give them different rewards.",
+                name="given lengths",
+                points=2,
+                draw=draw_lengths,
+                hint="let completions of different lengths share a step, and give them different rewards.",
                 examples=({"lengths": [2, 3]}, {"lengths": [1, 1, 4]}),
             ),
         ),
         mistakes=(
             Mistake(
-                "nothing shared",
-                "your completions share nothing: every set has one member, and there A is a.",
-                lambda lengths: length_group(lengths, first=lambda i, reward: i),
+                name="nothing shared",
+                hint="your completions share nothing: every set has one member, and there A is a.",
+                wrong=lambda lengths: length_group(lengths, first=lambda i, reward: i),
             ),
             Mistake(
-                "equal rewards",
-                "without different rewards there is no advantage, and no loss to compare.",
-                lambda lengths: length_group(lengths, rewards=[1.0] * len(lengths)),
+                name="equal rewards",
+                hint="without different rewards there is no advantage, and no loss to compare.",
+                wrong=lambda lengths: length_group(lengths, rewards=[1.0] * len(lengths)),
             ),
             Mistake(
-                "shared by equal rewards",
-                "in your shared steps all have one reward, so A is a. Let winners and losers share.",
-                lambda lengths: length_group([*lengths], first=lambda i, reward: int(reward)),
+                name="shared by equal rewards",
+                hint="in your shared steps all have one reward, so A is a. Let winners and losers share.",
+                wrong=lambda lengths: length_group([*lengths], first=lambda i, reward: int(reward)),
             ),
             Mistake(
-                "equal completions, other rewards",
-                "two of your completions are equal and have different rewards. Make the reward depend on the length.",
-                by_place,
+                name="equal completions, other rewards",
+                hint="two of your completions are equal and have different rewards. Make the reward "
+                "depend on the length.",
+                wrong=by_place,
             ),
             Mistake(
-                "fixed lengths",
-                "the lengths are an argument: completion i must have lengths[i] tokens.",
-                lambda lengths: length_group([2, 3]),
+                name="fixed lengths",
+                hint="the lengths are an argument: completion i must have lengths[i] tokens.",
+                wrong=lambda lengths: length_group([2, 3]),
             ),
             Mistake(
-                "other lengths",
-                "completion i must have exactly lengths[i] tokens.",
-                lambda lengths: length_group([length + 1 for length in lengths]),
+                name="other lengths",
+                hint="completion i must have exactly lengths[i] tokens.",
+                wrong=lambda lengths: length_group([length + 1 for length in lengths]),
             ),
         ),
     ),
@@ -888,45 +902,46 @@ EXERCISES = (
         judge=counterexample(inspect_slips),
         parts=(
             Part(
-                "state 0 slips",
-                1,
-                lambda rng: draw_world(rng, 0),
-                "two episodes, equal actions; the slip parts them, and both act once more with one action.",
+                name="state 0 slips",
+                points=1,
+                draw=lambda rng: draw_world(rng, 0),
+                hint="two episodes, equal actions; the slip parts them, and both act once more with one action.",
                 examples=({"next_states": [[[1], [1, 2]], [[1], [0]], [[2], [0]]]},),
             ),
             Part(
-                "another state slips",
-                2,
-                lambda rng: draw_world(rng, 2),
-                "first walk to the state where an action has two followers (search from state 0).",
+                name="another state slips",
+                points=2,
+                draw=lambda rng: draw_world(rng, 2),
+                hint="first walk to the state where an action has two followers (search from state 0).",
             ),
         ),
         mistakes=(
             Mistake(
-                "different actions",
-                "your episodes part by different actions. Then they are in different sets, and nothing is random.",
-                other_actions,
+                name="different actions",
+                hint="your episodes part by different actions. Then they are in different sets, and nothing is random.",
+                wrong=other_actions,
             ),
             Mistake(
-                "a fixed place",
-                "your episodes make moves that this environment has not. Find the place that slips in next_states.",
-                from_the_first,
+                name="a fixed place",
+                hint="your episodes make moves that this environment has not. Find the place that slips "
+                "in next_states.",
+                wrong=from_the_first,
             ),
             Mistake(
-                "no action after the slip",
-                "while your episodes share their actions they are in the same states. A state is the one before its "
-                "action: after the slip both have to act once more.",
-                lambda next_states: slip_group(next_states, steps=1),
+                name="no action after the slip",
+                hint="while your episodes share their actions they are in the same states. A state is "
+                "the one before its action: after the slip both have to act once more.",
+                wrong=lambda next_states: slip_group(next_states, steps=1),
             ),
             Mistake(
-                "another action after the slip",
-                "take the same action after the slip: only then are both in one set there, in different states.",
-                lambda next_states: slip_group(next_states, then=(0, 1)),
+                name="another action after the slip",
+                hint="take the same action after the slip: only then are both in one set there, in different states.",
+                wrong=lambda next_states: slip_group(next_states, then=(0, 1)),
             ),
             Mistake(
-                "equal rewards",
-                "without different rewards there is no advantage, and no loss to compare.",
-                lambda next_states: slip_group(next_states, rewards=(1.0, 1.0)),
+                name="equal rewards",
+                hint="without different rewards there is no advantage, and no loss to compare.",
+                wrong=lambda next_states: slip_group(next_states, rewards=(1.0, 1.0)),
             ),
         ),
     ),
@@ -937,23 +952,24 @@ EXERCISES = (
         judge=counterexample(inspect_micro_batches),
         parts=(
             Part(
-                "given sizes",
-                2,
-                draw_micro_batches,
-                "a step shared across micro-batches that differ in their number of tokens, with different rewards.",
+                name="given sizes",
+                points=2,
+                draw=draw_micro_batches,
+                hint="a step shared across micro-batches that differ in their number of tokens, with "
+                "different rewards.",
                 examples=({"group_size": 4, "micro_batches": 2},),
             ),
         ),
         mistakes=(
             Mistake(
-                "equal lengths",
-                "your micro-batches have equally many tokens, so their denominators are one constant.",
-                lambda group_size, micro_batches: micro_group(group_size, micro_batches, shorter=False),
+                name="equal lengths",
+                hint="your micro-batches have equally many tokens, so their denominators are one constant.",
+                wrong=lambda group_size, micro_batches: micro_group(group_size, micro_batches, shorter=False),
             ),
             Mistake(
-                "shared in one micro-batch",
-                "members with different rewards share a step only inside a micro-batch; share across two of them.",
-                lambda group_size, micro_batches: micro_group(
+                name="shared in one micro-batch",
+                hint="members with different rewards share a step only inside a micro-batch; share across two of them.",
+                wrong=lambda group_size, micro_batches: micro_group(
                     group_size,
                     micro_batches,
                     first=lambda batch, i: batch,
@@ -961,14 +977,18 @@ EXERCISES = (
                 ),
             ),
             Mistake(
-                "nothing shared",
-                "your completions share nothing: every set has one member, and there A is a.",
-                lambda group_size, micro_batches: micro_group(group_size, micro_batches, first=lambda batch, i: i),
+                name="nothing shared",
+                hint="your completions share nothing: every set has one member, and there A is a.",
+                wrong=lambda group_size, micro_batches: micro_group(
+                    group_size, micro_batches, first=lambda batch, i: i
+                ),
             ),
             Mistake(
-                "equal rewards",
-                "without different rewards there is no advantage, and no loss to compare.",
-                lambda group_size, micro_batches: micro_group(group_size, micro_batches, rewards=[1.0] * group_size),
+                name="equal rewards",
+                hint="without different rewards there is no advantage, and no loss to compare.",
+                wrong=lambda group_size, micro_batches: micro_group(
+                    group_size, micro_batches, rewards=[1.0] * group_size
+                ),
             ),
         ),
     ),
@@ -980,27 +1000,32 @@ EXERCISES = (
         judge=judge_names,
         parts=(
             Part(
-                "one broken, or none",
-                1,
-                lambda rng: draw_settings(rng, ONE_BROKEN),
-                "go through the table row by row.",
+                name="one broken, or none",
+                points=1,
+                draw=lambda rng: draw_settings(rng, ONE_BROKEN),
+                hint="go through the table row by row.",
             ),
             Part(
-                "switched on, but nothing broken",
-                2,
-                lambda rng: draw_settings(rng, (*SWITCHED_ON, *ONE_BROKEN)),
-                "a switch alone breaks nothing: look at the ratios, lengths, token counts and states of the batch.",
+                name="switched on, but nothing broken",
+                points=2,
+                draw=lambda rng: draw_settings(rng, (*SWITCHED_ON, *ONE_BROKEN)),
+                hint="a switch alone breaks nothing: look at the ratios, lengths, token counts and "
+                "states of the batch.",
             ),
         ),
         mistakes=(
             Mistake(
-                "by the switch",
-                "you look at the settings alone. Ask what they do to this batch: are there ratios outside, "
-                "lengths or token counts that differ?",
-                name_with(SWITCHES),
+                name="by the switch",
+                hint="you look at the settings alone. Ask what they do to this batch: are there ratios "
+                "outside, lengths or token counts that differ?",
+                wrong=name_with(SWITCHES),
             ),
             *(
-                Mistake(f"by the switch: {name}", hint, name_with({name: SWITCHES[name]}))
+                Mistake(
+                    name=f"by the switch: {name}",
+                    hint=hint,
+                    wrong=name_with({name: SWITCHES[name]}),
+                )
                 for name, hint in (
                     ("clipping", "an ε alone clips nothing: is a ratio below 1 − ε, or above 1 + ε?"),
                     ("per-completion mean", "“seq-mean” alone breaks nothing: do the completions differ in length?"),
@@ -1008,52 +1033,71 @@ EXERCISES = (
                 )
             ),
             Mistake(
-                "the first switch alone",
-                "you end at the first setting that is switched on. Where it breaks nothing, go on to the next row.",
-                name_at_the_first_switch,
-            ),
-            Mistake("padding", "a ratio under the mask is noise, and clips nothing.", name_with_padding),
-            Mistake(
-                "any ratio",
-                "a ratio that is not 1 need not be clipped: it has to be outside 1 ± ε.",
-                name_with({"clipping": any_ratio}),
-            ),
-            Mistake("from above only", "a ratio below 1 − ε is clipped as well.", name_with({"clipping": clips_above})),
-            Mistake("an ε of 0.2", "ε is an argument; yours is always 0.2.", name_with({"clipping": clips_at_a_fifth})),
-            Mistake(
-                "rows counted",
-                "you count the rows of each micro-batch; its denominator is its number of tokens.",
-                name_with({"micro-batch denominators": counts_rows}),
+                name="the first switch alone",
+                hint="you end at the first setting that is switched on. Where it breaks nothing, go on "
+                "to the next row.",
+                wrong=name_at_the_first_switch,
             ),
             Mistake(
-                "neighbouring rows",
-                "you cut the batch into equal pieces; micro_batches says which rows go together, and these may be any.",
-                name_with({"micro-batch denominators": counts_neighbours}),
+                name="padding", hint="a ratio under the mask is noise, and clips nothing.", wrong=name_with_padding
             ),
             Mistake(
-                "any states",
-                "different states are fine where the actions before differ. Compare completions with equal actions.",
-                name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: True)}),
+                name="any ratio",
+                hint="a ratio that is not 1 need not be clipped: it has to be outside 1 ± ε.",
+                wrong=name_with({"clipping": any_ratio}),
             ),
             Mistake(
-                "states under the mask",
-                "states under the mask are noise: compare them only where both completions act.",
-                name_with({"random transitions": lambda batch: slips(batch, padded=True)}),
+                name="from above only",
+                hint="a ratio below 1 − ε is clipped as well.",
+                wrong=name_with({"clipping": clips_above}),
             ),
             Mistake(
-                "token 1 alone",
-                "you look for a slip at t = 1 alone; it may come later.",
-                name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: t == 1 and a[0] == b[0])}),
+                name="an ε of 0.2",
+                hint="ε is an argument; yours is always 0.2.",
+                wrong=name_with({"clipping": clips_at_a_fifth}),
             ),
             Mistake(
-                "the action at t, too",
-                "you ask for equal actions up to t, and t itself counts no more: the state comes before its action.",
-                name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: a[: t + 1] == b[: t + 1])}),
+                name="rows counted",
+                hint="you count the rows of each micro-batch; its denominator is its number of tokens.",
+                wrong=name_with({"micro-batch denominators": counts_rows}),
             ),
             Mistake(
-                "one action before",
-                "one state and action may have two followers where the actions before differ: compare all of them.",
-                name_with({"random transitions": follows_twice}),
+                name="neighbouring rows",
+                hint="you cut the batch into equal pieces; micro_batches says which rows go together, "
+                "and these may be any.",
+                wrong=name_with({"micro-batch denominators": counts_neighbours}),
+            ),
+            Mistake(
+                name="any states",
+                hint="different states are fine where the actions before differ. Compare completions "
+                "with equal actions.",
+                wrong=name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: True)}),
+            ),
+            Mistake(
+                name="states under the mask",
+                hint="states under the mask are noise: compare them only where both completions act.",
+                wrong=name_with({"random transitions": lambda batch: slips(batch, padded=True)}),
+            ),
+            Mistake(
+                name="token 1 alone",
+                hint="you look for a slip at t = 1 alone; it may come later.",
+                wrong=name_with(
+                    {"random transitions": lambda batch: slips(batch, lambda a, b, t: t == 1 and a[0] == b[0])}
+                ),
+            ),
+            Mistake(
+                name="the action at t, too",
+                hint="you ask for equal actions up to t, and t itself counts no more: the state comes "
+                "before its action.",
+                wrong=name_with(
+                    {"random transitions": lambda batch: slips(batch, lambda a, b, t: a[: t + 1] == b[: t + 1])}
+                ),
+            ),
+            Mistake(
+                name="one action before",
+                hint="one state and action may have two followers where the actions before differ: "
+                "compare all of them.",
+                wrong=name_with({"random transitions": follows_twice}),
             ),
         ),
     ),

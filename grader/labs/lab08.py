@@ -358,10 +358,10 @@ EXERCISES = (
         judge=judge_diagnosis,
         parts=tuple(
             Part(
-                f"run {run}",
-                1,
-                draw_run(run),
-                f"run {run} has another bug. Look for the column in which it differs from the healthy run.",
+                name=f"run {run}",
+                points=1,
+                draw=draw_run(run),
+                hint=f"run {run} has another bug. Look for the column in which it differs from the healthy run.",
                 draws=1,
                 examples=({},),
                 secret=True,
@@ -370,14 +370,14 @@ EXERCISES = (
         ),
         mistakes=(  # of form alone: the check says nothing of right and wrong before it is graded
             Mistake(
-                "other keys",
-                "name a cause for each of the six runs, under its capital letter.",
-                lambda: dict.fromkeys(NAMES.lower(), next(iter(CAUSES))),
+                name="other keys",
+                hint="name a cause for each of the six runs, under its capital letter.",
+                wrong=lambda: dict.fromkeys(NAMES.lower(), next(iter(CAUSES))),
             ),
             Mistake(
-                "other causes",
-                "a cause is a key of CAUSES, spelt as there.",
-                lambda: dict.fromkeys(NAMES, "bad luck"),
+                name="other causes",
+                hint="a cause is a key of CAUSES, spelt as there.",
+                wrong=lambda: dict.fromkeys(NAMES, "bad luck"),
             ),
         ),
     ),
@@ -387,22 +387,34 @@ EXERCISES = (
         reference=completion_mask,
         parts=(
             Part(
-                "lengths from 0 to T",
-                1,
-                draw_lengths,
-                "a completion of length n has n True places: 0 … n − 1.",
+                name="lengths from 0 to T",
+                points=1,
+                draw=draw_lengths,
+                hint="a completion of length n has n True places: 0 … n − 1.",
                 examples=({"lengths": torch.tensor([[3, 1], [4, 2]]), "T": 4},),
             ),
         ),
         mistakes=(
             Mistake(
-                "last token lost",
-                "your mask leaves out the last token of each completion. Length n means that n places are True.",
-                mask_too_short,
+                name="last token lost",
+                hint="your mask leaves out the last token of each completion. Length n means that n places are True.",
+                wrong=mask_too_short,
             ),
-            Mistake("one too many", "your mask takes in the first place after the completion.", mask_too_long),
-            Mistake("floats", "return a bool tensor: a mask is indexed with, too.", mask_of_floats),
-            Mistake("wrong side", "completions are padded on the right; your mask has them there.", mask_on_the_left),
+            Mistake(
+                name="one too many",
+                hint="your mask takes in the first place after the completion.",
+                wrong=mask_too_long,
+            ),
+            Mistake(
+                name="floats",
+                hint="return a bool tensor: a mask is indexed with, too.",
+                wrong=mask_of_floats,
+            ),
+            Mistake(
+                name="wrong side",
+                hint="completions are padded on the right; your mask has them there.",
+                wrong=mask_on_the_left,
+            ),
         ),
     ),
     Exercise(
@@ -411,39 +423,48 @@ EXERCISES = (
         reference=minigrpo.step_sizes,
         parts=(
             Part(
-                "completions that end where others go on",
-                1,
-                draw_groups,
-                "a completion which has ended shares nothing more, even where the filler reads like the next token.",
+                name="completions that end where others go on",
+                points=1,
+                draw=draw_groups,
+                hint="a completion which has ended shares nothing more, even where the filler reads "
+                "like the next token.",
                 examples=(two_groups([[[1, 0, 0], [1], [2]], [[1, 1], [1, 1], [1, 2, 1]]]),),
             ),
             Part(
-                "padding beside padding",
-                1,
-                draw_other_endings,
-                "count members of the token's own group that share its whole prefix, and give 0 where masked.",
+                name="padding beside padding",
+                points=1,
+                draw=draw_other_endings,
+                hint="count members of the token's own group that share its whole prefix, and give 0 where masked.",
             ),
         ),
         mistakes=(
             Mistake(
-                "padding counted",
-                "you compare ids where the other completion has ended. Multiplying by the mask at the end clears your "
-                "own padding, not the other's.",
-                sizes_with_padding,
+                name="padding counted",
+                hint="you compare ids where the other completion has ended. Multiplying by the mask at "
+                "the end clears your own padding, not the other's.",
+                wrong=sizes_with_padding,
             ),
             Mistake(
-                "own padding kept",
-                "sizes under the mask have to be 0, and a completion that has ended can't be a member: you mask one of "
-                "the two dimensions.",
-                sizes_half_masked,
+                name="own padding kept",
+                hint="sizes under the mask have to be 0, and a completion that has ended can't be a "
+                "member: you mask one of the two dimensions.",
+                wrong=sizes_half_masked,
             ),
-            Mistake("tokens alone", "agreement has to hold from token 0 on, not at token t alone.", sizes_of_tokens),
             Mistake(
-                "groups mixed",
-                "you compare completions of different prompts: the leading dimension holds groups.",
-                sizes_over_the_wrong_group,
+                name="tokens alone",
+                hint="agreement has to hold from token 0 on, not at token t alone.",
+                wrong=sizes_of_tokens,
             ),
-            Mistake("never 0", "under the mask sizes are 0, not 1.", sizes_with_empty_ones),
+            Mistake(
+                name="groups mixed",
+                hint="you compare completions of different prompts: the leading dimension holds groups.",
+                wrong=sizes_over_the_wrong_group,
+            ),
+            Mistake(
+                name="never 0",
+                hint="under the mask sizes are 0, not 1.",
+                wrong=sizes_with_empty_ones,
+            ),
         ),
     ),
     Exercise(
@@ -452,28 +473,44 @@ EXERCISES = (
         reference=group_advantages,
         parts=(
             Part(
-                "stakes that differ",
-                1,
-                draw_stakes,
-                "each group is centred and scaled by itself: with its own mean and its own std (n − 1).",
+                name="stakes that differ",
+                points=1,
+                draw=draw_stakes,
+                hint="each group is centred and scaled by itself: with its own mean and its own std (n − 1).",
                 examples=({"rewards": torch.tensor([[0.0, 10.0], [0.0, 0.1]], dtype=torch.float64)},),
             ),
-            Part("equal rewards", 1, draw_equal, "a group of equal rewards has advantages of 0, and the others none."),
+            Part(
+                name="equal rewards",
+                points=1,
+                draw=draw_equal,
+                hint="a group of equal rewards has advantages of 0, and the others none.",
+            ),
         ),
         mistakes=(
             Mistake(
-                "std of the batch",
-                "your std is over all prompts at once. One prompt with large rewards then makes the others' small.",
-                advantages_of_the_batch,
+                name="std of the batch",
+                hint="your std is over all prompts at once. One prompt with large rewards then makes "
+                "the others' small.",
+                wrong=advantages_of_the_batch,
             ),
-            Mistake("mean of the batch", "centre each group on its own mean.", advantages_centred_on_the_batch),
-            Mistake("divided by n", "the paper's std is the unbiased one, with n − 1.", advantages_with_n),
             Mistake(
-                "over prompts",
-                "you take mean and std over the prompts; a group lies along the last dimension.",
-                advantages_over_prompts,
+                name="mean of the batch",
+                hint="centre each group on its own mean.",
+                wrong=advantages_centred_on_the_batch,
             ),
-            Mistake("not divided", "divide by the std, plus 1e-4.", advantages_not_divided),
+            Mistake(
+                name="divided by n", hint="the paper's std is the unbiased one, with n − 1.", wrong=advantages_with_n
+            ),
+            Mistake(
+                name="over prompts",
+                hint="you take mean and std over the prompts; a group lies along the last dimension.",
+                wrong=advantages_over_prompts,
+            ),
+            Mistake(
+                name="not divided",
+                hint="divide by the std, plus 1e-4.",
+                wrong=advantages_not_divided,
+            ),
         ),
     ),
     Exercise(
@@ -483,37 +520,46 @@ EXERCISES = (
         driver="lab08_output_and_grads",
         parts=(
             Part(
-                "an older policy",
-                1,
-                draw_two_policies,
-                "the ratio is exp(logps − old_logps), times the advantage; the old policy is a constant.",
+                name="an older policy",
+                points=1,
+                draw=draw_two_policies,
+                hint="the ratio is exp(logps − old_logps), times the advantage; the old policy is a constant.",
             ),
             Part(
-                "the policy itself as the old one",
-                1,
-                draw_one_policy,
-                "where both arguments are one tensor the ratio is 1, but its gradient is not 0.",
+                name="the policy itself as the old one",
+                points=1,
+                draw=draw_one_policy,
+                hint="where both arguments are one tensor the ratio is 1, but its gradient is not 0.",
             ),
         ),
         mistakes=(
             Mistake(
-                "gradients cancel",
-                "old_logps, and it alone, is a constant (detach). Where both are one tensor, what flows into the one "
-                "cancels what flows into the other, and without a gradient of logps there is none at all.",
-                surrogate_that_cancels,
+                name="gradients cancel",
+                hint="old_logps, and it alone, is a constant (detach). Where both are one tensor, what "
+                "flows into the one cancels what flows into the other, and without a gradient of logps "
+                "there is none at all.",
+                wrong=surrogate_that_cancels,
             ),
             Mistake(
-                "cut off",
-                "no gradient flows into logps at all: only the old policy is a constant.",
-                surrogate_cut_off,
+                name="cut off",
+                hint="no gradient flows into logps at all: only the old policy is a constant.",
+                wrong=surrogate_cut_off,
             ),
-            Mistake("no ratio", "you weigh ln π; the surrogate weighs the ratio π/π_old.", surrogate_without_ratio),
             Mistake(
-                "ratio always 1",
-                "your ratio is 1 whatever the old policy was: it has to compare with old_logps.",
-                surrogate_always_one,
+                name="no ratio",
+                hint="you weigh ln π; the surrogate weighs the ratio π/π_old.",
+                wrong=surrogate_without_ratio,
             ),
-            Mistake("upside down", "the ratio is new over old.", surrogate_upside_down),
+            Mistake(
+                name="ratio always 1",
+                hint="your ratio is 1 whatever the old policy was: it has to compare with old_logps.",
+                wrong=surrogate_always_one,
+            ),
+            Mistake(
+                name="upside down",
+                hint="the ratio is new over old.",
+                wrong=surrogate_upside_down,
+            ),
         ),
     ),
     Exercise(
@@ -523,26 +569,38 @@ EXERCISES = (
         driver="lab08_output_and_grads",
         parts=(
             Part(
-                "values and gradients",
-                1,
-                draw_kl,
-                "β·(π_ref/π_θ − ln(π_ref/π_θ) − 1): never below 0; the reference is a constant.",
+                name="values and gradients",
+                points=1,
+                draw=draw_kl,
+                hint="β·(π_ref/π_θ − ln(π_ref/π_θ) − 1): never below 0; the reference is a constant.",
             ),
         ),
         mistakes=(
             Mistake(
-                "rewarded",
-                "your penalty is below 0, so that the loss falls as the policy leaves the reference.",
-                kl_rewarded,
+                name="rewarded",
+                hint="your penalty is below 0, so that the loss falls as the policy leaves the reference.",
+                wrong=kl_rewarded,
             ),
-            Mistake("the other way", "your ratio is π_θ/π_ref; k3 has π_ref/π_θ.", kl_the_other_way),
-            Mistake("log-ratio alone", "ln(π_θ/π_ref) is k1, which may be negative; asked is k3.", kl_of_the_log_ratio),
             Mistake(
-                "reference not constant",
-                "gradient flows into ref_logps; the reference is a constant.",
-                kl_with_the_reference_in_it,
+                name="the other way",
+                hint="your ratio is π_θ/π_ref; k3 has π_ref/π_θ.",
+                wrong=kl_the_other_way,
             ),
-            Mistake("no β", "β is missing.", kl_without_beta),
+            Mistake(
+                name="log-ratio alone",
+                hint="ln(π_θ/π_ref) is k1, which may be negative; asked is k3.",
+                wrong=kl_of_the_log_ratio,
+            ),
+            Mistake(
+                name="reference not constant",
+                hint="gradient flows into ref_logps; the reference is a constant.",
+                wrong=kl_with_the_reference_in_it,
+            ),
+            Mistake(
+                name="no β",
+                hint="β is missing.",
+                wrong=kl_without_beta,
+            ),
         ),
     ),
     Exercise(
@@ -552,40 +610,44 @@ EXERCISES = (
         driver="lab08_output_and_grads",
         parts=(
             Part(
-                "even micro-batches",
-                1,
-                lambda rng: draw_batch(rng, rows=6, micro_batch=2),
-                "all micro-batches share one denominator: the number of real tokens in the whole batch.",
+                name="even micro-batches",
+                points=1,
+                draw=lambda rng: draw_batch(rng, rows=6, micro_batch=2),
+                hint="all micro-batches share one denominator: the number of real tokens in the whole batch.",
             ),
             Part(
-                "a last one that is smaller",
-                1,
-                lambda rng: draw_batch(rng, rows=7, micro_batch=3),
-                "the last micro-batch may hold fewer rows; its tokens count like all others.",
+                name="a last one that is smaller",
+                points=1,
+                draw=lambda rng: draw_batch(rng, rows=7, micro_batch=3),
+                hint="the last micro-batch may hold fewer rows; its tokens count like all others.",
             ),
         ),
         mistakes=(
             Mistake(
-                "mean of means",
-                "you take each micro-batch's own mean, and then the mean of those: a token in a short micro-batch "
-                "counts more than one in a long one.",
-                loss_mean_of_means,
+                name="mean of means",
+                hint="you take each micro-batch's own mean, and then the mean of those: a token in a "
+                "short micro-batch counts more than one in a long one.",
+                wrong=loss_mean_of_means,
             ),
             Mistake(
-                "sum of means",
-                "you add the micro-batches' means: the loss grows with their number.",
-                loss_sum_of_means,
-            ),
-            Mistake("places", "you divide by all places, padding too; divide by the real tokens.", loss_by_places),
-            Mistake(
-                "completions",
-                "you give each completion its own mean; here every token counts alike.",
-                loss_by_completions,
+                name="sum of means",
+                hint="you add the micro-batches' means: the loss grows with their number.",
+                wrong=loss_sum_of_means,
             ),
             Mistake(
-                "last rows lost",
-                "rows which do not fill a micro-batch are left out.",
-                loss_of_whole_micro_batches,
+                name="places",
+                hint="you divide by all places, padding too; divide by the real tokens.",
+                wrong=loss_by_places,
+            ),
+            Mistake(
+                name="completions",
+                hint="you give each completion its own mean; here every token counts alike.",
+                wrong=loss_by_completions,
+            ),
+            Mistake(
+                name="last rows lost",
+                hint="rows which do not fill a micro-batch are left out.",
+                wrong=loss_of_whole_micro_batches,
             ),
         ),
     ),

@@ -221,7 +221,11 @@ def grade(contents, seed: int) -> list[dict]:
     return grade(contents, seed)
 
 
-ARTIFACTS = (Artifact("lab09.3", 6, ("adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"), grade),)
+ARTIFACTS = (
+    Artifact(
+        id="lab09.3", points=6, files=("adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"), grade=grade
+    ),
+)
 EXERCISES = (
     Exercise(
         id="lab09.1",
@@ -231,66 +235,84 @@ EXERCISES = (
         judge=judge_answers,
         parts=(
             Part(
-                "the last number",
-                1,
-                texts("{a}+{b}-{c}={a}", "First {a}, then {b}.", "No number here.", "", "It is {c}."),
-                "the last number in the text is the answer; where there is none it is None.",
+                name="the last number",
+                points=1,
+                draw=texts("{a}+{b}-{c}={a}", "First {a}, then {b}.", "No number here.", "", "It is {c}."),
+                hint="the last number in the text is the answer; where there is none it is None.",
                 examples=({"completions": ["25-4=21", "I can't."]},),
             ),
             Part(
-                "boxes",
-                1,
-                texts(
+                name="boxes",
+                points=1,
+                draw=texts(
                     "\\boxed{{{a}}}, thus {b}",
                     "\\boxed{{{a}}} or \\boxed{{{b}}}. I tried {c} ways.",
                     "\\boxed{{none}} {c}",
                     "\\boxed{{{a}}}, no: \\boxed{{none}}",
                     "\\boxed{{{a} or {b}}}, after {c} tries",
                 ),
-                "the last \\boxed{…} goes before all numbers outside of boxes; a box without a number holds no answer.",
+                hint="the last \\boxed{…} goes before all numbers outside of boxes; a box without a "
+                "number holds no answer.",
                 examples=({"completions": ["\\boxed{7} after 3 tries"]},),
             ),
             Part(
-                "signs",
-                1,
-                texts(
+                name="signs",
+                points=1,
+                draw=texts(
                     *("{a}-{b}", "={a}+{b}=-{c}", "x-{c}", "X-{c}", "(-{a})", "\\boxed{{-{c}}}"),
                     *("({a})-{b}", "{a} - {b}", "{a} -{b}"),
                 ),
-                "a minus is a sign, unless a digit, a letter or a closing bracket stands right before it.",
+                hint="a minus is a sign, unless a digit, a letter or a closing bracket stands right before it.",
                 examples=({"completions": ["10-3", "=-3"]},),
             ),
             Part(
-                "commas and decimals",
-                2,
-                texts(
+                name="commas and decimals",
+                points=2,
+                draw=texts(
                     *("{k} in all", "{m} of {m}", "{a}, {b}", "{a}.{b}", "{k}.{a}", "{a}.", "{a},{b}", "-{k}"),
                     *("{a},{y}", "{y},{t}"),
                 ),
-                "1,000 is one number, but 1, 2 and 1,2 and 7,2024 are two; 27. ends a sentence, 27.5 is a decimal.",
+                hint="1,000 is one number, but 1, 2 and 1,2 and 7,2024 are two; 27. ends a sentence, "
+                "27.5 is a decimal.",
                 examples=({"completions": ["1,000", "1, 2", "27."]},),
             ),
         ),
         mistakes=(
             Mistake(
-                "first", "you take the first number or box; models think before they answer.", answer_that_comes_first
+                name="first",
+                hint="you take the first number or box; models think before they answer.",
+                wrong=answer_that_comes_first,
             ),
             Mistake(
-                "no boxes", "you don't look for \\boxed{…}, which goes before all other numbers.", answer_without_boxes
+                name="no boxes",
+                hint="you don't look for \\boxed{…}, which goes before all other numbers.",
+                wrong=answer_without_boxes,
             ),
-            Mistake("no signs", "you lose the minus of negative answers.", answer_without_signs),
             Mistake(
-                "every minus",
-                "you take every minus for a sign: 10-3 is a difference, and ends in 3.",
-                answer_with_every_minus,
+                name="no signs",
+                hint="you lose the minus of negative answers.",
+                wrong=answer_without_signs,
             ),
-            Mistake("no commas", "1,000 is one number to its reader, and two to your code.", answer_without_commas),
             Mistake(
-                "digits and commas only",
-                "your number ends at the point, or takes every comma: 1,2 is two numbers and 2.5 is one.",
-                answer_of_digits,
+                name="every minus",
+                hint="you take every minus for a sign: 10-3 is a difference, and ends in 3.",
+                wrong=answer_with_every_minus,
             ),
-            Mistake("0 where none", "no number is None: 0 could be right by accident.", answer_zero_where_none),
+            Mistake(
+                name="no commas",
+                hint="1,000 is one number to its reader, and two to your code.",
+                wrong=answer_without_commas,
+            ),
+            Mistake(
+                name="digits and commas only",
+                hint="your number ends at the point, or takes every comma: 1,2 is two numbers and 2.5 is one.",
+                wrong=answer_of_digits,
+            ),
+            Mistake(
+                name="0 where none",
+                hint="no number is None: 0 could be right by accident.",
+                wrong=answer_zero_where_none,
+            ),
         ),
     ),
     Exercise(
@@ -300,69 +322,77 @@ EXERCISES = (
         judge=judge_settings,
         parts=(
             Part(
-                "an ordinary task",
-                1,
-                draw_machine((0.55, 0.8)),
-                "take the smallest group and the largest micro-batch that the rules allow, both divisors.",
+                name="an ordinary task",
+                points=1,
+                draw=draw_machine((0.55, 0.8)),
+                hint="take the smallest group and the largest micro-batch that the rules allow, both divisors.",
                 examples=(WORKED_MACHINE,),
             ),
             Part(
-                "a task that nearly always works",
-                1,
-                draw_machine((0.9, 0.95)),
-                "a group in which all are right teaches as little as one in which all are wrong.",
+                name="a task that nearly always works",
+                points=1,
+                draw=draw_machine((0.9, 0.95)),
+                hint="a group in which all are right teaches as little as one in which all are wrong.",
             ),
             Part(
-                "a hard task and a small update",
-                1,
-                draw_machine((0.12, 0.17), rows=1.98, completions=(12,)),
-                "where no divisor makes it at most 0.1, one group holds all: G = `completions`.",
+                name="a hard task and a small update",
+                points=1,
+                draw=draw_machine((0.12, 0.17), rows=1.98, completions=(12,)),
+                hint="where no divisor makes it at most 0.1, one group holds all: G = `completions`.",
                 examples=(WORKED_MACHINE | {"completions": 12, "success": 0.15},),
             ),
             Part(
-                "little memory",
-                1,
-                draw_machine((0.1, 0.4), rows=1.5),
-                "the model itself takes memory; what is left holds rows of all their tokens.",
+                name="little memory",
+                points=1,
+                draw=draw_machine((0.1, 0.4), rows=1.5),
+                hint="the model itself takes memory; what is left holds rows of all their tokens.",
             ),
         ),
         mistakes=(
             Mistake(
-                "all right counts",
-                "you ask for one right completion in a group. If all are right their rewards are equal, too.",
-                settings_with(useful=lambda p, G: (1 - p) ** G <= 0.1),
+                name="all right counts",
+                hint="you ask for one right completion in a group. If all are right their rewards are equal, too.",
+                wrong=settings_with(useful=lambda p, G: (1 - p) ** G <= 0.1),
             ),
             Mistake(
-                "all wrong counts",
-                "you ask for one wrong completion in a group. If all are wrong their rewards are equal, too.",
-                settings_with(useful=lambda p, G: p**G <= 0.1),
+                name="all wrong counts",
+                hint="you ask for one wrong completion in a group. If all are wrong their rewards are equal, too.",
+                wrong=settings_with(useful=lambda p, G: p**G <= 0.1),
             ),
             Mistake(
-                "no group is large enough",
-                "where no divisor makes it at most 0.1, G is `completions`; yours is 1.",
-                settings_with(otherwise=1),
+                name="no group is large enough",
+                hint="where no divisor makes it at most 0.1, G is `completions`; yours is 1.",
+                wrong=settings_with(otherwise=1),
             ),
             Mistake(
-                "powers of two",
-                "you try powers of two alone; 48 is divided by 3, 6, 12 and 24, too.",
-                settings_with(divisors=lambda n: [d for d in _divisors(n) if d & (d - 1) == 0]),
+                name="powers of two",
+                hint="you try powers of two alone; 48 is divided by 3, 6, 12 and 24, too.",
+                wrong=settings_with(divisors=lambda n: [d for d in _divisors(n) if d & (d - 1) == 0]),
             ),
             Mistake(
-                "no divisors",
-                "group_size and micro_batch have to divide `completions`.",
-                settings_with(divisors=lambda n: range(1, n + 1)),
-            ),
-            Mistake("1024", "1 GB is 1000 MB here, not 1024.", settings_with(gb=1024)),
-            Mistake("model forgotten", "the model takes its share of the memory first.", settings_with(start=0.0)),
-            Mistake(
-                "no micro-batches",
-                "the whole batch does not fit: a row takes memory for each of its `tokens` tokens.",
-                settings_for_whole_batches,
+                name="no divisors",
+                hint="group_size and micro_batch have to divide `completions`.",
+                wrong=settings_with(divisors=lambda n: range(1, n + 1)),
             ),
             Mistake(
-                "prompts are not completions",
-                "each prompt has group_size completions: prompts × group_size is the number of completions.",
-                settings_of_groups,
+                name="1024",
+                hint="1 GB is 1000 MB here, not 1024.",
+                wrong=settings_with(gb=1024),
+            ),
+            Mistake(
+                name="model forgotten",
+                hint="the model takes its share of the memory first.",
+                wrong=settings_with(start=0.0),
+            ),
+            Mistake(
+                name="no micro-batches",
+                hint="the whole batch does not fit: a row takes memory for each of its `tokens` tokens.",
+                wrong=settings_for_whole_batches,
+            ),
+            Mistake(
+                name="prompts are not completions",
+                hint="each prompt has group_size completions: prompts × group_size is the number of completions.",
+                wrong=settings_of_groups,
             ),
         ),
     ),
