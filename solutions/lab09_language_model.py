@@ -37,7 +37,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from grader import artifacts, check
+from grader import adapters, check
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.training import train
 
@@ -143,7 +143,7 @@ plt.show()
 # Choose a base: `tiny` writes sums and differences of three numbers one operation at a time and is right half the
 # time; `smollm2-135m` adds two numbers from 2 to 49. `write_task` gives the task's name for the settings.
 #
-# Write two calls: `train(Settings(…), run)`, with adapters (`lora_rank`), and `artifacts.save_adapter`, which takes the
+# Write two calls: `train(Settings(…), run)`, with adapters (`lora_rank`), and `adapters.save_adapter`, which takes the
 # run's folder and the adapter's. `Settings` documents its fields. Start from:
 #
 # | base | updates | prompts × group | learning rate | rank, alpha | tokens | evaluated on |
@@ -165,7 +165,7 @@ if BASE == "tiny":
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FOLDER = Path("runs") / f"lab09_{BASE}"
 FOLDER.mkdir(parents=True, exist_ok=True)
-TASK = artifacts.write_task(BASE, FOLDER)
+TASK = adapters.write_task(BASE, FOLDER)
 RUN = FOLDER / f"run{len(list(FOLDER.glob('run*')))}"  # each time the cell is run it names a new run
 OUT = FOLDER / "adapter"
 print(f"task {TASK} on {DEVICE}; the run goes into {RUN}, its adapter into {OUT}")
@@ -185,7 +185,7 @@ def train_adapter(base: str, task: str, device: str, run: Path, out: Path) -> No
         small = {"prompts": 4, "micro_batch": 16, "eval_size": 60}
         settings = Settings(**common, **small, updates=12, learning_rate=2e-4, temperature=0.7)
     train(settings, run, progress=False)
-    artifacts.save_adapter(run, out)
+    adapters.save_adapter(run, out)
     ### END SOLUTION
 
 
@@ -209,8 +209,8 @@ plt.show()
 # Look at the files as the grader will, with a seed that is not its own.
 
 # %%
-contents = {name: (OUT / name).read_bytes() for name in artifacts.FILES}
-for part in artifacts.grade(contents, seed=0):
+contents = {name: (OUT / name).read_bytes() for name in adapters.FILES}
+for part in adapters.grade(contents, seed=0):
     print(f"{part['earned']} of {part['points']}  {part['name']}  {part['feedback']}")
 
 # %% [markdown]

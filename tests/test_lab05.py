@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from grader.check import attempt, public_report
+from grader.counterexamples import REAL_GAP, Flaw, completion_gaps
 from grader.labs import find_exercise, lab05
-from grader.labs.lab05 import Flaw
+from grader.thresholds import lab05 as measured
 
-THRESHOLDS = Path(lab05.__file__).parents[1] / "thresholds" / "lab05.json"
+THRESHOLDS = measured.RESULT
 CLIPPED = {"completions": [[5, 6], [5, 7]], "rewards": [1.0, 0.0], "ratio": [[2.0, 2.0], [2.0, 2.0]]}
 ARGUMENTS = {"epsilon": 0.5, "group_size": 2}
 
 
 def test_the_gap_of_a_hand_worked_group():
     """s is 1.5a, 1.5a, −2a, −2a for GRPO, and 0, 1.5a, 0, −2a for the PRM, with a = 0.5 / (√0.5 + 1e-4)."""
-    loss, gradient = lab05.completion_gaps(*CLIPPED.values(), epsilon=0.5)
+    loss, gradient = completion_gaps(*CLIPPED.values(), epsilon=0.5)
     assert loss == pytest.approx((0.25 - 0.125) * 0.5 / (0.5**0.5 + 1e-4), rel=1e-12)
     # gradients by the log-probs of X, Y and Z, in units of a/4: 0 + 2, 0, 2 for GRPO and 0, 0, 2 for the PRM
     assert gradient == pytest.approx(2 / 8**0.5, rel=1e-12)
 
 
 def test_the_same_group_has_no_gap_where_nothing_is_clipped():
-    assert max(map(abs, lab05.completion_gaps(*CLIPPED.values()))) < 1e-14
+    assert max(map(abs, completion_gaps(*CLIPPED.values()))) < 1e-14
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -73,7 +73,7 @@ def test_members_on_one_side_of_the_mean_make_no_gap():
         "rewards": [1.0, 0.8, 0.0, 0.0],
         "ratio": [[2.0, 1.0], [2.0, 1.0], [1.0, 1.0], [1.0, 1.0]],
     }
-    assert max(map(abs, lab05.completion_gaps(*group.values(), epsilon=0.2))) < 1e-14
+    assert max(map(abs, completion_gaps(*group.values(), epsilon=0.2))) < 1e-14
     with pytest.raises(Flaw) as found:
         lab05.inspect_clipping({"epsilon": 0.2, "group_size": 4}, group)
     assert found.value.name == "one side"
@@ -81,12 +81,12 @@ def test_members_on_one_side_of_the_mean_make_no_gap():
 
 def test_the_threshold_stands_between_the_recorded_gaps():
     recorded = json.loads(THRESHOLDS.read_text(encoding="utf-8"))
-    assert recorded["threshold"] == lab05.REAL_GAP
+    assert recorded["threshold"] == REAL_GAP
     assert all(
         gaps["seeds"] >= 30 for kind in ("counterexamples", "nothing broken") for gaps in recorded[kind].values()
     )
-    assert min(gaps["min"] for gaps in recorded["counterexamples"].values()) > 10 * lab05.REAL_GAP
-    assert max(gaps["max"] for gaps in recorded["nothing broken"].values()) < 1e-9 * lab05.REAL_GAP
+    assert min(gaps["min"] for gaps in recorded["counterexamples"].values()) > 10 * REAL_GAP
+    assert max(gaps["max"] for gaps in recorded["nothing broken"].values()) < 1e-9 * REAL_GAP
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])

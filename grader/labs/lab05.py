@@ -2,16 +2,12 @@
 
 A counterexample has no one right answer, so exercises 2 to 5 have a judge that computes both losses and gradients of
 what the student made. It gives each way of failing a name; a named mistake is one that fails in the same way.
-
-`python -m grader.labs.lab05` writes the gaps behind the threshold to grader/thresholds/lab05.json.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +16,23 @@ from torch import Tensor
 
 import minigrpo
 from grader.cases import draw_completions, draw_rewards, pad
-from grader.exercise import Case, Exercise, Judge, Mistake, Part
+from grader.counterexamples import (
+    Flaw,
+    check_group,
+    check_keys,
+    check_rewards,
+    check_rows,
+    check_same_counts,
+    completion_gaps,
+    counterexample,
+    mixed,
+    no_reference,
+    require_gap,
+    shared,
+    state_gaps,
+)
+from grader.exercise import Case, Exercise, Mistake, Part
 
-REAL_GAP = 0.01  # of the gradients, relative; rounding is 1e-13 at most (grader/thresholds/lab05.json)
-LONGEST, LARGEST_ID, LARGEST_REWARD = 12, 999, 100.0
 RATIOS = (1e-3, 1e3)
 
 # lab05.1: the gap
@@ -97,183 +106,14 @@ WORKED_LENGTHS = WORKED_GAP | {
 }
 
 
-# lab05.2 to lab05.5: judging a counterexample
-
-
-class Flaw(Exception):
-    """Why a group is no counterexample: the name of the way in which it fails, and a sentence."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(text)
-        self.name = name
-
-
-def counterexample(inspect: Callable[[Case, dict], None]) -> Judge:
-    """A judge from a function that raises Flaw for what is no counterexample.
-
-    Where a mistake's answer stands in for what was expected, an answer is "right" if it fails in the mistake's way. The
-    reference gives None, for there is nothing to compare with and nothing to show.
-    """
-
-    def flaw(arguments: Case, answer: Any) -> Flaw | None:
-        try:
-            inspect(arguments, _plain(answer))
-        except Flaw as found:
-            return found
-        return None
-
-    def judge(arguments: Case, expected: Any, answer: Any) -> str | None:
-        found = flaw(arguments, answer)
-        wanted = None if expected is None else flaw(arguments, expected)
-        if (found and found.name) == (wanted and wanted.name):
-            return None
-        return str(found) if found else "this is a counterexample"
-
-    return judge
-
-
-def _plain(answer: Any) -> Any:
-    """The answer with numpy's numbers as Python's, so that they are judged and computed with as such."""
-    if isinstance(answer, np.generic):
-        return answer.item()
-    if isinstance(answer, (list, tuple)):
-        return [_plain(item) for item in answer]
-    return {key: _plain(item) for key, item in answer.items()} if isinstance(answer, dict) else answer
-
-
-def no_reference(**arguments):
-    """Many answers are right."""
-
-
-def gaps(leaf: Tensor, logps: Tensor, log_ratio: Tensor, ids: Tensor, mask: Tensor, rewards, batches=None, **options):
-    """L_GRPO − L_PRM, and the relative distance of their gradients by `leaf`, steps being made of `ids`.
-
-    batches: slices of rows, each divided by its own number of tokens, then averaged; None for one.
-    """
-    rewards = torch.tensor(rewards, dtype=torch.float64)
-    old_logps = logps.detach() - log_ratio
-    losses, gradients = [], []
-    for name in ("grpo", "prm"):
-        tensors = (logps, old_logps, *minigrpo.OBJECTIVES[name](rewards, ids, mask), mask)
-        parts = [[tensor[rows] for tensor in tensors] for rows in batches or [slice(None)]]
-        losses.append(sum(minigrpo.policy_loss(*part, **options) for part in parts) / len(parts))
-        gradients.append(torch.autograd.grad(losses[-1], leaf, retain_graph=True)[0])
-    size = gradients[0].norm().clamp(min=1e-3)
-    return (losses[0] - losses[1]).item(), ((gradients[0] - gradients[1]).norm() / size).item()
-
-
-def completion_gaps(completions, rewards, ratio=None, **options) -> tuple[float, float]:
-    """`gaps` of completions whose prefixes have each a log-probability of their own, the gradient's parameters."""
-    ids, mask = pad(completions)
-    prefixes: dict[tuple, int] = {}
-    node = torch.zeros_like(ids)
-    log_ratio = torch.zeros(ids.shape, dtype=torch.float64)
-    for i, y in enumerate(completions):
-        for t in range(len(y)):
-            node[i, t] = prefixes.setdefault(tuple(y[: t + 1]), len(prefixes))
-            log_ratio[i, t] = math.log(ratio[i][t]) if ratio else 0.0
-    leaf = torch.zeros(len(prefixes), dtype=torch.float64, requires_grad=True)
-    return gaps(leaf, leaf[node], log_ratio, ids, mask, rewards, **options)
-
-
-def state_gaps(states, actions, rewards, next_states, *, keyed_by_state: bool = False) -> tuple[float, float]:
-    """`gaps` of episodes by a table of logits: the smallest of three random tables'."""
-    A = len(next_states[0])
-    ids, mask = pad(actions)
-    rows = pad(states)[0]
-    found = []
-    for seed in range(3):
-        table = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(next_states), A))).requires_grad_()
-        logps = minigrpo.token_logps(table[rows], ids)
-        keys = rows * A + ids if keyed_by_state else ids
-        found.append(gaps(table, logps, torch.zeros_like(logps.detach()), keys, mask, rewards))
-    return min(found, key=lambda pair: pair[1])
-
-
-def _rows(value: Any, name: str, kind: type, low: float, high: float) -> None:
-    """Require a list of lists of numbers in a range, 1 to LONGEST of them."""
-    if not isinstance(value, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in value):
-        raise Flaw("form", f"{name!r} must be a list of lists")
-    for i, row in enumerate(value):
-        if not 1 <= len(row) <= LONGEST:
-            raise Flaw("form", f"{name!r}[{i}] must have 1 to {LONGEST} entries, got {len(row)}")
-        _numbers(row, f"{name!r}[{i}]", kind, low, high)
-
-
-def _numbers(row: Sequence, name: str, kind: type, low: float, high: float) -> None:
-    what = "whole numbers" if kind is int else "numbers"
-    for entry in row:
-        if type(entry) not in (int, kind) or not low <= entry <= high:
-            raise Flaw("form", f"{name} must hold {what} from {low:g} to {high:g}, got {entry!r}"[:200])
-
-
-def _keys(answer: Any, *names: str) -> None:
-    if not isinstance(answer, dict) or set(answer) != set(names):
-        raise Flaw("form", f"return a dict with the keys {', '.join(map(repr, names))}")
-
-
-def _same_counts(answer: dict, *names: str) -> None:
-    size = len(answer[names[0]])
-    for name in names:
-        if len(answer[name]) != size:
-            text = f"{name!r} must have {size} entries, as {names[0]!r} has, got {len(answer[name])}"
-            raise Flaw("form", text)
-
-
-def _check_group(answer: dict, size: int) -> None:
-    """Completions and rewards in the form asked for, with rewards that differ and tokens that are shared."""
-    _rows(answer["completions"], "completions", int, 0, LARGEST_ID)
-    _check_rewards(answer["rewards"])
-    if len(answer["completions"]) != size:
-        raise Flaw("size", f"'completions' must hold {size} completions, got {len(answer['completions'])}")
-    _same_counts(answer, "completions", "rewards")
-    given: dict[tuple, float] = {}
-    for y, reward in zip(answer["completions"], answer["rewards"], strict=True):
-        if given.setdefault(tuple(y), reward) != reward:
-            raise Flaw("unfair", "equal completions must get equal rewards: an outcome is a function of the completion")
-    if len(set(answer["rewards"])) == 1:
-        raise Flaw("rewards", "all rewards are equal, so every advantage is 0, and both losses are")
-    if not shared(answer["completions"]):
-        raise Flaw("unshared", "no two completions share their first token, so A is a everywhere")
-
-
-def _check_rewards(rewards: Any) -> None:
-    if not isinstance(rewards, (list, tuple)):
-        raise Flaw("form", "'rewards' must be a list of numbers")
-    _numbers(rewards, "'rewards'", float, -LARGEST_REWARD, LARGEST_REWARD)
-
-
-def shared(rows: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-    """The sets of two or more rows which agree up to a token, each as (token, members)."""
-    sets: dict[tuple, list[int]] = {}
-    for i, row in enumerate(rows):
-        for t in range(len(row)):
-            sets.setdefault(tuple(row[: t + 1]), []).append(i)
-    return [(len(prefix) - 1, members) for prefix, members in sets.items() if len(members) > 1]
-
-
-def mixed(sets: list, rewards: Sequence[float]) -> list[tuple[int, list[int]]]:
-    """Those sets whose members have different rewards. Raises Flaw where there is none."""
-    kept = [(t, members) for t, members in sets if len({rewards[i] for i in members}) > 1]
-    if not kept:
-        raise Flaw("one reward", "in each step that is shared the members have equal rewards, so A is a there too")
-    return kept
-
-
-def _require(gap: tuple[float, float]) -> None:
-    if not gap[1] >= REAL_GAP:
-        text = f"the gradients differ by {gap[1]:.2g} of their size, less than {REAL_GAP} (the losses by {gap[0]:.2g})"
-        raise Flaw("small", text)
-
-
 # lab05.2: clipping
 
 
 def inspect_clipping(arguments: Case, answer: Any) -> None:
-    _keys(answer, "completions", "rewards", "ratio")
-    _check_group(answer, arguments["group_size"])
+    check_keys(answer, "completions", "rewards", "ratio")
+    check_group(answer, arguments["group_size"])
     completions, rewards, ratio = (answer[name] for name in ("completions", "rewards", "ratio"))
-    _rows(ratio, "ratio", float, *RATIOS)
+    check_rows(ratio, "ratio", float, *RATIOS)
     if [len(row) for row in ratio] != [len(y) for y in completions]:
         raise Flaw("form", "'ratio' must have a number for each token of 'completions'")
     for t, members in shared(completions):
@@ -293,7 +133,7 @@ def inspect_clipping(arguments: Case, answer: Any) -> None:
     sides = [{rewards[i] > mean for i in members if rewards[i] != mean} for _, members in mixed(sets, rewards)]
     if all(len(side) < 2 for side in sides):
         raise Flaw("one side", "in each clipped step that is shared all advantages have one sign")
-    _require(completion_gaps(completions, rewards, ratio, epsilon=epsilon))
+    require_gap(completion_gaps(completions, rewards, ratio, epsilon=epsilon))
 
 
 def clipped_group(epsilon, group_size, *, ratio=None, rewards=None, first=lambda i: 0):
@@ -326,16 +166,16 @@ def draw_epsilon(rng: np.random.Generator, low: float, high: float) -> Case:
 
 
 def inspect_lengths(arguments: Case, answer: Any) -> None:
-    _keys(answer, "completions", "rewards")
+    check_keys(answer, "completions", "rewards")
     lengths = arguments["lengths"]
-    _check_group(answer, len(lengths))
+    check_group(answer, len(lengths))
     if [len(y) for y in answer["completions"]] != list(lengths):
         got = [len(y) for y in answer["completions"]]
         raise Flaw("lengths", f"the completions must have the lengths {lengths}, got {got}")
     sets = mixed(shared(answer["completions"]), answer["rewards"])
     if all(len({lengths[i] for i in members}) == 1 for _, members in sets):
         raise Flaw("one length", "in each step that is shared the members have one length, so one weight")
-    _require(completion_gaps(answer["completions"], answer["rewards"], aggregation="seq-mean"))
+    require_gap(completion_gaps(answer["completions"], answer["rewards"], aggregation="seq-mean"))
 
 
 def length_group(lengths, *, first=lambda i, reward: 0, rewards=None):
@@ -361,12 +201,12 @@ def draw_lengths(rng: np.random.Generator) -> Case:
 
 def inspect_slips(arguments: Case, answer: Any) -> None:
     next_states = arguments["next_states"]
-    _keys(answer, "states", "actions", "rewards")
+    check_keys(answer, "states", "actions", "rewards")
     states, actions, rewards = (answer[name] for name in ("states", "actions", "rewards"))
-    _rows(states, "states", int, 0, len(next_states) - 1)
-    _rows(actions, "actions", int, 0, len(next_states[0]) - 1)
-    _check_rewards(rewards)
-    _same_counts(answer, "states", "actions", "rewards")
+    check_rows(states, "states", int, 0, len(next_states) - 1)
+    check_rows(actions, "actions", int, 0, len(next_states[0]) - 1)
+    check_rewards(rewards)
+    check_same_counts(answer, "states", "actions", "rewards")
     if not 2 <= len(states) <= 9:
         raise Flaw("form", f"a group must have 2 to 9 episodes, got {len(states)}")
     if [len(row) for row in states] != [len(row) for row in actions]:
@@ -387,7 +227,7 @@ def inspect_slips(arguments: Case, answer: Any) -> None:
     if not sets:
         raise Flaw("next action", "after the slip the episodes take different actions, which ends what they share")
     mixed(sets, rewards)
-    _require(state_gaps(states, actions, rewards, next_states))
+    require_gap(state_gaps(states, actions, rewards, next_states))
 
 
 def _check_walks(next_states, states, actions) -> None:
@@ -456,8 +296,8 @@ def batches_of(group_size: int, micro_batches: int) -> list[slice]:
 
 
 def inspect_micro_batches(arguments: Case, answer: Any) -> None:
-    _keys(answer, "completions", "rewards")
-    _check_group(answer, arguments["group_size"])
+    check_keys(answer, "completions", "rewards")
+    check_group(answer, arguments["group_size"])
     completions, rewards = answer["completions"], answer["rewards"]
     batches = batches_of(**arguments)
     tokens = [sum(len(y) for y in completions[rows]) for rows in batches]
@@ -467,7 +307,7 @@ def inspect_micro_batches(arguments: Case, answer: Any) -> None:
     sets = mixed(shared(completions), rewards)
     if all(len({i // size for i in members}) == 1 for _, members in sets):
         raise Flaw("one batch", "each step that is shared lies in one micro-batch, so its members have one denominator")
-    _require(completion_gaps(completions, rewards, batches=batches))
+    require_gap(completion_gaps(completions, rewards, batches=batches))
 
 
 def micro_group(group_size, micro_batches, *, shorter=True, first=lambda batch, i: 0, rewards=None):
@@ -475,14 +315,6 @@ def micro_group(group_size, micro_batches, *, shorter=True, first=lambda batch, 
     tails = [[10 + i] * (3 if shorter and i < size else 5) for i in range(group_size)]
     completions = [[first(i // size, i), *tail] for i, tail in enumerate(tails)]
     return {"completions": completions, "rewards": rewards or [float(i < size) for i in range(group_size)]}
-
-
-def lengths_inside(group_size, micro_batches):
-    """Lengths differ, but in each micro-batch in the same way."""
-    size = group_size // micro_batches
-    group = micro_group(group_size, micro_batches)
-    completions = [[0, 10 + i] + [1] * (i % size) for i in range(group_size)]
-    return group | {"completions": completions}
 
 
 def alternating(group_size, micro_batches):
@@ -1102,40 +934,3 @@ EXERCISES = (
         ),
     ),
 )
-
-
-def measure(seeds: int = 40) -> dict:
-    """Relative gaps of the gradients over seeds: of clean counterexamples, and of random groups that break nothing."""
-
-    def three(values: list[float]) -> dict:
-        return {"min": min(values), "median": float(np.median(values)), "max": max(values), "seeds": len(values)}
-
-    broken: dict[str, list[float]] = {f"lab05.{k}": [] for k in (2, 3, 4, 5)}
-    kept: dict[str, list[float]] = {"token mean, ratios by prefix": [], "slipping, keyed by state and action": []}
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        case = draw_epsilon(rng, 0.05, 3.0)
-        group = clipped_group(**case)
-        broken["lab05.2"].append(completion_gaps(*group.values(), epsilon=case["epsilon"])[1])
-        kept["token mean, ratios by prefix"].append(completion_gaps(*group.values())[1])
-        group = length_group(**draw_lengths(rng))
-        broken["lab05.3"].append(completion_gaps(*group.values(), aggregation="seq-mean")[1])
-        world = draw_world(rng, 2)
-        walks = slip_group(**world)
-        broken["lab05.4"].append(state_gaps(*walks.values(), **world)[1])
-        by_state = state_gaps(*walks.values(), **world, keyed_by_state=True)[1]
-        kept["slipping, keyed by state and action"].append(by_state)
-        case = draw_micro_batches(rng)
-        group = micro_group(**case)
-        broken["lab05.5"].append(completion_gaps(*group.values(), batches=batches_of(**case))[1])
-    return {
-        "threshold": REAL_GAP,
-        "counterexamples": {name: three(values) for name, values in broken.items()},
-        "nothing broken": {name: three(values) for name, values in kept.items()},
-    }
-
-
-if __name__ == "__main__":
-    from minigrpo.files import write_json
-
-    write_json(Path(__file__).parents[1] / "thresholds" / "lab05.json", measure())

@@ -1,12 +1,8 @@
-"""Lab 06, λ-GRPO: the cases, the references and the mistakes of its exercises.
-
-`python -m grader.labs.lab06` writes what is behind the tolerance of lab06.3 to grader/thresholds/lab06.json.
-"""
+"""Lab 06, λ-GRPO: the cases, the references and the mistakes of its exercises."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -760,43 +756,3 @@ EXERCISES = (
         ),
     ),
 )
-
-
-def measure(seeds: int = 40) -> dict:
-    """How far an interval of another bootstrap seed is away, and how far wrong ones are, in standard errors.
-
-    "other seeds": the larger distance of the two ends, over `seeds` bootstrap seeds, of each of 20 draws. For a wrong
-    answer that of the case of its draw in which it is farthest away, as one is enough to fail.
-    """
-    cases = {few: [draw_scores(np.random.default_rng([few, k]), few=few) for k in range(20)] for few in (False, True)}
-    wrong = {
-        "not paired": unpaired_interval,
-        "quantiles of the data": interval_of_the_data,
-        "one deviation": one_deviation,
-        "90%": ninety_percent,
-        "mean ± 1.96 standard errors": normal_interval,
-    }
-
-    def away(case: Case, function, seed: int) -> float:
-        expected = paired_interval(**case)
-        ends = zip(expected, function(**case | {"seed": seed}), strict=True)
-        return max(abs(want - got) for want, got in ends) / standard_error(case)
-
-    def three(values: list[float]) -> dict:
-        low, middle, high = (round(float(v), 3) for v in (min(values), np.median(values), max(values)))
-        return {"min": low, "median": middle, "max": high, "of": len(values)}
-
-    result: dict = {"tolerance": NEAR, "unit": "standard errors of the mean", "resamples": RESAMPLES}
-    for few, drawn in cases.items():
-        name = "few seeds, skewed" if few else "scores that go together"
-        others = [away(case, paired_interval, 5000 + seed) for case in drawn for seed in range(seeds)]
-        result[name] = {"other seeds": three(others)}
-        for label, function in wrong.items():
-            result[name][label] = three([away(case, function, case["seed"]) for case in drawn])
-    return result
-
-
-if __name__ == "__main__":
-    from minigrpo.files import write_json
-
-    write_json(Path(__file__).parents[1] / "thresholds" / "lab06.json", measure())

@@ -1,27 +1,15 @@
-"""Lab 09, from toy to language model: its exercises, its files, and the distribution behind its threshold.
-
-`python -m grader.labs.lab09` makes grader/thresholds/lab09.json: runs on many seeds, each graded as a student's is.
-"""
+"""Lab 09, from toy to language model: its exercises and its files."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
 import re
-import statistics
-import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from grader.exercise import Artifact, Case, Exercise, Mistake, Part
-from minigrpo.files import write_json
+from minigrpo.files import METRICS
 
-THRESHOLDS = Path(__file__).parents[1] / "thresholds" / "lab09.json"
 RECIPES = {  # what the lab tells students to start from
     "tiny": {"updates": 60, "prompts": 8, "group_size": 8, "learning_rate": 1e-3, "eval_size": 200},
     "smollm2-135m": {
@@ -216,15 +204,13 @@ WORKED_MACHINE = {
 
 
 def grade(contents, seed: int) -> list[dict]:
-    from grader.artifacts import grade  # loads transformers, which the other exercises have no need of
+    from grader.adapters import grade  # loads transformers, which the other exercises have no need of
 
     return grade(contents, seed)
 
 
 ARTIFACTS = (
-    Artifact(
-        id="lab09.3", points=6, files=("adapter_model.safetensors", "adapter_config.json", "metrics.jsonl"), grade=grade
-    ),
+    Artifact(id="lab09.3", points=6, files=("adapter_model.safetensors", "adapter_config.json", METRICS), grade=grade),
 )
 EXERCISES = (
     Exercise(
@@ -397,69 +383,3 @@ EXERCISES = (
         ),
     ),
 )
-
-
-# The distribution behind the threshold
-
-
-def one_run(base: str, seed: int) -> dict:
-    """Train an adapter as the lab says and evaluate it as the grader does."""
-    from grader import artifacts
-    from minigrpo.llm.settings import Settings
-    from minigrpo.llm.training import train
-
-    torch.set_num_threads(1)
-    recipe = RECIPES[base]
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        fixed = {"max_new_tokens": 16, "lora_rank": 8, "lora_alpha": 16, "micro_batch": 16 if base != "tiny" else 64}
-        often = {"eval_every": recipe["updates"], "save_every": recipe["updates"]}
-        task = artifacts.write_task(base, Path(folder))
-        train(Settings(model=base, task=task, seed=seed, **fixed, **often, **recipe), run, progress=False)
-        artifacts.save_adapter(run, Path(folder) / "adapter")
-        contents = {name: (Path(folder) / "adapter" / name).read_bytes() for name in artifacts.FILES}
-    secret = 1000 + seed % 4  # few, so that the base is seldom evaluated
-    config, claims = artifacts.read_config(contents[artifacts.CONFIG]), artifacts.read_claims(contents["metrics.jsonl"])
-    fresh, before = artifacts.BASES[base].fresh, artifacts.base_accuracy(base, secret)
-    after = artifacts.adapter_accuracy(config, contents[artifacts.WEIGHTS], secret)
-    pairs = ((claims.before, before), (claims.after, after))
-    return {
-        "base": base,
-        "seed": seed,
-        "gain": after - before,
-        "accuracy": after,
-        "deviation": max(artifacts.deviation(p, claims.problems, q, fresh) for p, q in pairs),
-    }
-
-
-def main() -> None:
-    """Run the seeds of one base; what the file holds of them already is kept."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--base", choices=RECIPES, default="tiny")
-    parser.add_argument("--seeds", type=int, default=32)
-    parser.add_argument("--jobs", type=int, default=1)
-    options = parser.parse_args()
-    rows = json.loads(THRESHOLDS.read_text(encoding="utf-8"))["runs"] if THRESHOLDS.exists() else []
-    done = {(row["base"], row["seed"]) for row in rows}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        wanted = [seed for seed in range(options.seeds) if (options.base, seed) not in done]
-        for future in as_completed([pool.submit(one_run, options.base, seed) for seed in wanted]):
-            rows.append(future.result())
-            rows.sort(key=lambda row: (row["base"], row["seed"]))
-            write_json(THRESHOLDS, {"recipes": RECIPES, "summary": summary(rows), "runs": rows})
-
-
-def summary(rows: list[dict]) -> dict:
-    """Smallest, middle and largest value of each base."""
-    bases = sorted({row["base"] for row in rows})
-    return {base: {"seeds": sum(row["base"] == base for row in rows)} | _spread(rows, base) for base in bases}
-
-
-def _spread(rows: list[dict], base: str) -> dict:
-    values = {name: [row[name] for row in rows if row["base"] == base] for name in ("gain", "accuracy", "deviation")}
-    return {name: [min(found), statistics.median(found), max(found)] for name, found in values.items()}
-
-
-if __name__ == "__main__":
-    main()

@@ -14,20 +14,20 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import load, save  # noqa: E402
 
-from grader import artifacts  # noqa: E402
-from grader.artifacts import CONFIG, METRICS, WEIGHTS, deviation, grade  # noqa: E402
+from grader import adapters  # noqa: E402
+from grader.adapters import CONFIG, METRICS, WEIGHTS, deviation, grade  # noqa: E402
 from grader.grade import grade_folder  # noqa: E402
 from grader.submission import SubmissionError, read_submission  # noqa: E402
 from minigrpo.llm.models import load_model  # noqa: E402
 
 SETTINGS = {"r": 2, "lora_alpha": 4, "target_modules": ["down_proj", "q_proj"]}
-HONEST = artifacts.FIXED | {"base_model_name_or_path": "tiny"} | SETTINGS
+HONEST = adapters.FIXED | {"base_model_name_or_path": "tiny"} | SETTINGS
 
 
 @pytest.fixture(scope="module")
 def contents() -> dict[str, bytes | None]:
     """An adapter of random numbers, small enough that the base goes on working, with metrics that claim a gain."""
-    layers = artifacts.targeted(load_model("tiny").model, artifacts.read_config(json.dumps(HONEST).encode()))
+    layers = adapters.targeted(load_model("tiny").model, adapters.read_config(json.dumps(HONEST).encode()))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, layer in layers.items():
@@ -108,10 +108,10 @@ def test_an_adapter_is_what_peft_makes_of_the_same_files(contents, tmp_path):
     ids = torch.arange(2, 12).unsqueeze(0)
     theirs = peft.PeftModel.from_pretrained(load_model("tiny").model, tmp_path).eval()
     ours = load_model("tiny").model
-    settings = artifacts.read_config(contents[CONFIG])
-    layers = artifacts.targeted(ours, settings)
+    settings = adapters.read_config(contents[CONFIG])
+    layers = adapters.targeted(ours, settings)
     before = ours(ids).logits.detach()
-    artifacts.merge(layers, artifacts.read_weights(contents[WEIGHTS], layers, settings.r), settings)
+    adapters.merge(layers, adapters.read_weights(contents[WEIGHTS], layers, settings.r), settings)
     after = ours(ids).logits
     torch.testing.assert_close(after, theirs(ids).logits, rtol=1e-4, atol=1e-5)
     assert (after - before).abs().max() > 1e-3
@@ -122,8 +122,8 @@ def found(monkeypatch):
     """Set what the grader finds: accuracy of the base and of the adapter."""
 
     def put(before: float, after: float) -> None:
-        monkeypatch.setattr(artifacts, "base_accuracy", lambda base, seed: before)
-        monkeypatch.setattr(artifacts, "adapter_accuracy", lambda config, content, seed: after)
+        monkeypatch.setattr(adapters, "base_accuracy", lambda base, seed: before)
+        monkeypatch.setattr(adapters, "adapter_accuracy", lambda config, content, seed: after)
 
     return put
 
@@ -153,17 +153,17 @@ def test_gain_and_claims_score_by_themselves(before, after, claims, earned, cont
 
 def test_a_batch_is_graded_as_each_alone(contents, tmp_path, monkeypatch, capfd):
     """Models are loaded for two submissions at a time: transformers can't, so the grader must not."""
-    monkeypatch.setitem(artifacts.BASES, "tiny", artifacts.Base(fresh=8, largest=None))
+    monkeypatch.setitem(adapters.BASES, "tiny", adapters.Base(fresh=8, largest=None))
     weak = contents | {METRICS: metrics(1.0, 1.0)}
     expected = [sum(part["earned"] for part in grade(sent, seed=1)) for sent in (contents, weak)]
-    artifacts.base_accuracy.cache_clear()
+    adapters.base_accuracy.cache_clear()
     for k in range(8):
         folder = tmp_path / "in" / f"student{k}"
         folder.mkdir(parents=True)
         (folder / "lab.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
         for name, content in (contents, weak)[k % 2].items():
             (folder / name).write_bytes(content)
-    rows = [{"id": "lab09.3", "kind": "artifact", "points": 6, "files": list(artifacts.FILES)}]
+    rows = [{"id": "lab09.3", "kind": "artifact", "points": 6, "files": list(adapters.FILES)}]
     manifest = {"lab09": {"notebook": "lab.ipynb", "setup": "", "exercises": rows}}
     capfd.readouterr()
     found = grade_folder(tmp_path / "in", "lab09", manifest, 1, tmp_path / "out", "reduced", jobs=2, progress=False)
@@ -171,7 +171,7 @@ def test_a_batch_is_graded_as_each_alone(contents, tmp_path, monkeypatch, capfd)
     assert earned == {f"student{k}": expected[k % 2] for k in range(8)}
     assert expected[0] >= 1
     assert "Loading" not in capfd.readouterr().err
-    artifacts.base_accuracy.cache_clear()
+    adapters.base_accuracy.cache_clear()
 
 
 def test_an_adapter_can_be_read_by_whoever_reads_the_rest(contents, tmp_path):
@@ -180,8 +180,8 @@ def test_an_adapter_can_be_read_by_whoever_reads_the_rest(contents, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"settings": settings}))
     (tmp_path / "checkpoint.safetensors").write_bytes(save(kept))
     (tmp_path / METRICS).write_bytes(contents[METRICS])
-    artifacts.save_adapter(tmp_path, tmp_path / "adapter")
-    files = [tmp_path / "adapter" / name for name in artifacts.FILES]
+    adapters.save_adapter(tmp_path, tmp_path / "adapter")
+    files = [tmp_path / "adapter" / name for name in adapters.FILES]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
     assert load(files[0].read_bytes()).keys() == load(contents[WEIGHTS]).keys()
     assert json.loads(files[1].read_text()) == HONEST
@@ -194,11 +194,11 @@ def test_the_deviation_is_that_of_two_shares():
 
 
 def test_fresh_problems_are_held_out_follow_the_seed_and_differ_between_seeds():
-    for base in artifacts.BASES:
-        drawn = [set(artifacts.fresh_task(base, seed).heldout["prompt"]) for seed in (1, 1, 2)]
+    for base in adapters.BASES:
+        drawn = [set(adapters.fresh_task(base, seed).heldout["prompt"]) for seed in (1, 1, 2)]
         assert drawn[0] == drawn[1] != drawn[2]
-        assert len(drawn[0]) == artifacts.BASES[base].fresh
-        assert not drawn[0] & set(artifacts.load_base_task(base).train["prompt"])
+        assert len(drawn[0]) == adapters.BASES[base].fresh
+        assert not drawn[0] & set(adapters.load_base_task(base).train["prompt"])
 
 
 def test_links_are_not_followed(contents, tmp_path):
@@ -209,7 +209,7 @@ def test_links_are_not_followed(contents, tmp_path):
     folder.mkdir()
     (folder / "lab.ipynb").write_text('{"cells": []}')
     (folder / WEIGHTS).symlink_to(secret)
-    submission = read_submission(folder, "s", entry, artifacts.FILES)
+    submission = read_submission(folder, "s", entry, adapters.FILES)
     assert WEIGHTS not in submission.files
     link = zipfile.ZipInfo(WEIGHTS)
     link.external_attr = 0o120777 << 16
@@ -217,7 +217,7 @@ def test_links_are_not_followed(contents, tmp_path):
         archive.writestr("lab.ipynb", '{"cells": []}')
         archive.writestr(link, str(secret))
     with pytest.raises(SubmissionError, match="link"):
-        read_submission(tmp_path / "s.zip", "s", entry, artifacts.FILES)
+        read_submission(tmp_path / "s.zip", "s", entry, adapters.FILES)
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_the_recipe_of_the_lab_earns_everything_and_an_edited_claim_its_points(t
 
     recipe = RECIPES["tiny"] | {"max_new_tokens": 16, "lora_rank": 8, "lora_alpha": 16}
     train(Settings(seed=99, **recipe), tmp_path / "run", progress=False)
-    artifacts.save_adapter(tmp_path / "run", tmp_path / "adapter")
-    sent = {name: (tmp_path / "adapter" / name).read_bytes() for name in artifacts.FILES}
+    adapters.save_adapter(tmp_path / "run", tmp_path / "adapter")
+    sent = {name: (tmp_path / "adapter" / name).read_bytes() for name in adapters.FILES}
     assert [part["earned"] for part in grade(sent, seed=3)] == [1, 3, 2]
     assert [part["earned"] for part in grade(sent | {METRICS: metrics(0.5, 1.0)}, seed=3)] == [1, 3, 0]
