@@ -7,12 +7,14 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from grader.feedback import check_folder, final_grades, left_out, rubrics, set_mark, write_manual, write_run
-from grader.grade import grade_folder, grade_submission, load_manifest, readable
+from grader.feedback import check_one_lab, final_grades, left_out, rubrics, set_mark, write_manual, write_run
+from grader.grade import grade_folder, grade_submission, load_manifest, nothing_graded, readable
+from grader.results import Grade, Grading, Result
 from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.commands import run
 from minigrpo.files import check_writable, write_json, write_text
@@ -177,58 +179,64 @@ def run_release(arguments: argparse.Namespace) -> int:
 
 def run_grade(arguments: argparse.Namespace) -> int:
     """Grade a folder and print a line for each student."""
-    lab, entry, seed, isolation = _prepare(arguments)
+    grading = _prepare(arguments)
+    out = arguments.out
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
-    check_folder(arguments.out, lab)
-    options = {"jobs": arguments.jobs, "progress": sys.stderr.isatty() and not arguments.quiet}
-    results = grade_folder(arguments.submissions, lab, {lab: entry}, seed, arguments.out, isolation, **options)
-    write_text(arguments.out / "seed", f"{seed}\n")
-    results = list(results)  # all of them, before a form that can't be read ends the command
-    write_run(arguments.out, results)
-    texts = rubrics(_of_course(SOLUTIONS), lab)
+    check_one_lab(out, grading.lab)
+    progress = sys.stderr.isatty() and not arguments.quiet
+    work = grade_folder(arguments.submissions, grading, out, jobs=arguments.jobs, progress=progress)
+    write_text(out / "seed", f"{grading.seed}\n")
+    results = list(work)  # all of them, before a form that can't be read ends the command
+    write_run(out, results)
+    texts = rubrics(_of_course(SOLUTIONS), grading.lab)
     for result in results:
-        write_manual(result, entry, arguments.out, texts)
-    for grade in final_grades(arguments.out):
-        rest = f"not graded: {grade['problem']}" if grade["problem"] else _open(grade)
-        print(f"{grade['student']:24} {grade['earned']:5g} of {grade['points']}  {rest}")
+        write_manual(result, grading.entry, out, texts)
+    for grade in final_grades(out):
+        rest = f"not graded: {grade.problem}" if grade.problem else _to_do(grade)
+        print(f"{grade.student:24} {grade.earned:5g} of {grade.points}  {rest}")
         _print_faults(grade)
-    print("".join(f"{line}\n" for line in _left_out(arguments.out)), end="")
-    print(f"seed {seed}, isolation: {isolation}; results in {arguments.out}/auto, your marks in {arguments.out}/manual")
+    print("".join(f"{line}\n" for line in _left_out(out)), end="")
+    print(f"seed {grading.seed}, isolation: {grading.isolation}; results in {out}/auto, your marks in {out}/manual")
     return 0
 
 
-def _open(grade: dict) -> str:
-    unmarked = [row["id"] for row in grade["exercises"] if row["open"]]
-    stale = "marks for an earlier submission, look again" if grade["stale"] else ""
-    return "; ".join(text for text in (stale, f"to mark: {', '.join(unmarked)}" if unmarked else "") if text)
+def _to_do(grade: Grade) -> str:
+    """What of a grade waits for a person."""
+    unmarked = [row.id for row in grade.exercises if row.open]
+    texts = ["marks for an earlier submission, look again"] if grade.stale else []
+    texts += [f"to mark: {', '.join(unmarked)}"] if unmarked else []
+    return "; ".join(texts)
 
 
-def _print_faults(grade: dict) -> None:
+def _print_faults(result: Result) -> None:
     """Say what the grader itself failed at, and with what: to instructors alone."""
-    for place, found in [("all of it", grade), *((row["id"], row) for row in grade["exercises"])]:
-        if fault := found.get("failed"):
-            print(f"  the grader failed on {place}: {fault}")
+    if result.failed:
+        print(f"  the grader failed on all of it: {result.failed}")
+    for row in result.exercises:
+        if row.failed:
+            print(f"  the grader failed on {row.id}: {row.failed}")
 
 
 def run_mark(arguments: argparse.Namespace) -> int:
     """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
     grades = final_grades(arguments.grades)
-    name, entry = _entry(grades[0]["lab"])
-    texts = rubrics(_of_course(SOLUTIONS), name)
-    lab = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
-    if arguments.exercise not in lab:
-        has = ", ".join(lab) or "none"
-        raise ValueError(f"{name} has no written question {arguments.exercise!r}, it has {has}")
-    question = lab[arguments.exercise]
-    rows = [(grade, row) for grade in grades for row in grade["exercises"] if row["id"] == arguments.exercise]
-    waiting = [(grade, row) for grade, row in rows if row["open"] or (row["stale"] and not grade["problem"])]
+    lab, entry = _entry(grades[0].lab)
+    texts = rubrics(_of_course(SOLUTIONS), lab)
+    questions = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
+    if arguments.exercise not in questions:
+        has = ", ".join(questions) or "none"
+        raise ValueError(f"{lab} has no written question {arguments.exercise!r}, it has {has}")
+    question = questions[arguments.exercise]
+    rows = [(grade, row) for grade in grades for row in grade.exercises if row.id == arguments.exercise]
+    waiting = [(grade, row) for grade, row in rows if row.open or (row.stale and not grade.problem)]
     print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
     try:
         for number, (grade, row) in enumerate(waiting, start=1):
-            before = f", {row['earned']:g} point{'s' * (row['earned'] != 1)} before" if row["stale"] else ""
-            print(f"\n[{number} of {len(waiting)}] {grade['student']}{before}\n\n{readable(row['answer'] or '')}\n")
-            if (points := _ask_points(question["points"])) is not None:
+            before = f", {row.earned:g} point{'s' * (row.earned != 1)} before" if row.stale else ""
+            print(f"\n[{number} of {len(waiting)}] {grade.student}{before}\n\n{readable(row.answer or '')}\n")
+            points = _ask_points(question["points"])
+            if points is not None:
                 comment = input("comment: ").strip()
                 write_manual(grade, entry, arguments.grades, texts)  # where `grade` was stopped before it wrote them
                 set_mark(grade, arguments.exercise, points, comment, arguments.grades)
@@ -257,7 +265,7 @@ def _left_out(out: Path) -> list[str]:
     return [f"left out, not among the submissions of the last grading: {gone}"] if gone else []
 
 
-def _prepare(arguments: argparse.Namespace) -> tuple[str, dict, int, str]:
+def _prepare(arguments: argparse.Namespace) -> Grading:
     """The lab, its entry, the seed and the isolation to grade with."""
     from grader.sandbox import best_isolation, bubblewrap_problem
 
@@ -270,64 +278,70 @@ def _prepare(arguments: argparse.Namespace) -> tuple[str, dict, int, str]:
             "bubblewrap can't isolate submissions here: install it (Debian, Ubuntu: apt install bubblewrap), or accept "
             "reduced isolation with --accept-reduced (docs/instructor.md says what it does not stop)"
         )
-    seed_file = arguments.out / "seed"
-    if arguments.seed is None and seed_file.exists():
-        seed = int(seed_file.read_text())
-    else:
-        seed = 1 + secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    seed = _seed(arguments.seed, arguments.out / "seed")
     if seed < 1:
         raise ValueError(f"--seed must be at least 1, got {seed} (0 draws the public cases)")
-    return lab, entry, seed, isolation
+    return Grading(lab, entry, seed, isolation)
+
+
+def _seed(asked: int | None, file: Path) -> int:
+    """The seed that was asked for, else that of the last grading, else a new one."""
+    if asked is not None:
+        return asked
+    return int(file.read_text()) if file.exists() else 1 + secrets.randbelow(2**32)
 
 
 def run_gradescope(arguments: argparse.Namespace) -> int:
     """Grade one submission into results.json: zero points first, then what was earned."""
     from grader.exports import gradescope, nothing_yet
     from grader.feedback import merge
-    from grader.grade import result
     from grader.labs import asked_files
 
     write_json(arguments.out, nothing_yet())
-    lab, entry, seed, isolation = _prepare(arguments)
+    grading = _prepare(arguments)
     try:
-        submission = read_apart(arguments.submission, "submission", entry, asked_files(lab))
-        graded = grade_submission(submission, lab, entry, seed, isolation)
+        submission = read_apart(arguments.submission, "submission", grading.entry, asked_files(grading.lab))
+        result = grade_submission(submission, grading)
     except SubmissionError as error:
-        graded = result("submission", lab, "", seed, isolation, [], problem=str(error))
-    write_json(arguments.out, gradescope(merge(graded, {})))
-    _print_faults(graded)  # students don't see what is printed: stdout_visibility
+        result = replace(nothing_graded(grading, "submission", str(error)), exercises=())
+    write_json(arguments.out, gradescope(merge(result, {})))
+    _print_faults(result)  # students don't see what is printed: stdout_visibility
     return 0
 
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the final grades in another system's format."""
+    grades = final_grades(arguments.grades)
+    out = arguments.out or arguments.grades / "export" / arguments.format
+    written, strays = _export(arguments, grades, out)
+    grades = [grade for grade in grades if grade.student not in strays]
+    unmarked = [row for grade in grades for row in grade.exercises if row.open]
+    what = "written answers" if all(row.kind == "written" for row in unmarked) else "exercises"
+    note = f"; {len(unmarked)} {what} have no mark yet" if unmarked else ""
+    print(f"wrote {len(written)} file{'s' * (len(written) != 1)} into {out}{note}")
+    groups = {
+        "no grade, as the grader failed: mark by hand": [g.student for g in grades if g.ungraded],
+        "can't be read; only a person's marks count": [g.student for g in grades if g.problem and not g.ungraded],
+        "marks for an earlier submission, look again": [g.student for g in grades if g.stale],
+        "left out, no student's": strays,
+    }
+    lines = [f"{words}: {', '.join(students)}" for words, students in groups.items() if students]
+    print("".join(f"{line}\n" for line in [*lines, *_left_out(arguments.grades)]), end="")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, grades: list[Grade], out: Path) -> tuple[list[Path], list[str]]:
+    """Write the files of a format; return them, and which submissions are no student's."""
     from grader import exports
     from grader.report import headings
 
-    grades = final_grades(arguments.grades)
-    out = arguments.out or arguments.grades / "export" / arguments.format
-    _, entry = _entry(grades[0]["lab"])
+    _, entry = _entry(grades[0].lab)
     names = arguments.grades / "names.csv"
-    written, strays = {
+    formats = {
         "gradescope": lambda: (exports.export_gradescope(grades, out), []),
         "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),
         "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
         "csv": lambda: (exports.export_csv(grades, out), []),
         "html": lambda: (exports.export_html(grades, entry, headings(_of_course(LABS / entry["notebook"])), out), []),
-    }[arguments.format]()
-    grades = [grade for grade in grades if grade["student"] not in strays]
-    unmarked = [row for grade in grades for row in grade["exercises"] if row["open"]]
-    what = "written answers" if all(row["kind"] == "written" for row in unmarked) else "exercises"
-    note = f"; {len(unmarked)} {what} have no mark yet" if unmarked else ""
-    print(f"wrote {len(written)} file{'s' * (len(written) != 1)} into {out}{note}")
-    said = {
-        "no grade, as the grader failed: mark by hand": [g["student"] for g in grades if g["ungraded"]],
-        "can't be read; only a person's marks count": [
-            g["student"] for g in grades if g["problem"] and not g["ungraded"]
-        ],
-        "marks for an earlier submission, look again": [g["student"] for g in grades if g["stale"]],
-        "left out, no student's": strays,
     }
-    lines = [f"{what}: {', '.join(students)}" for what, students in said.items() if students]
-    print("".join(f"{line}\n" for line in [*lines, *_left_out(arguments.grades)]), end="")
-    return 0
+    return formats[arguments.format]()

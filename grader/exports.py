@@ -13,6 +13,7 @@ from pathlib import Path
 
 from grader.feedback import feedback_lines, said
 from grader.report import html_report
+from grader.results import Grade, MarkedExercise
 from grader.roster import Keys, Roster, cell, csv_text, match, read_roster
 from minigrpo.files import write_json, write_text
 
@@ -33,34 +34,34 @@ MOODLE_KEYS = Keys(  # Full name_participant_assignsubmission_file_
 )
 
 
-def points(earner: Mapping) -> str:
+def points(earner: Grade | MarkedExercise) -> str:
     """A grade or an exercise as a cell, empty where the grader failed and nobody has marked: that changes nothing."""
-    return "" if earner["ungraded"] else f"{earner['earned']:g}"
+    return "" if earner.ungraded else f"{earner.earned:g}"
 
 
-def gradescope(grade: Mapping) -> dict:
+def gradescope(grade: Grade) -> dict:
     """One student's results.json: a test for each part and for each written answer."""
     tests = []
-    for row in grade["exercises"]:
+    for row in grade.exercises:
         tests += [
             {
-                "name": f"{row['id']} {part['name']}",
-                "score": part["earned"],
-                "max_score": part["points"],
-                "status": "passed" if part["passed"] else "failed",
+                "name": f"{row.id} {part.name}",
+                "score": part.earned,
+                "max_score": part.points,
+                "status": "passed" if part.passed else "failed",
                 "output": said(part),
                 "visibility": "visible",
             }
-            for part in row["parts"]
+            for part in row.parts
         ]
-        earned = sum(part["earned"] for part in row["parts"])
-        if not row["parts"] or row["earned"] != earned:  # a person's: what was written, or what was added
-            rest = {"score": row["earned"] - earned, "max_score": row["points"] if not row["parts"] else 0}
-            text = row["comment"] or ("not marked yet" if row.get("open") else "")
-            tests.append({"name": f"{row['id']} mark", **rest, "output": text, "visibility": "visible"})
+        earned = sum(part.earned for part in row.parts)
+        if not row.parts or row.earned != earned:  # a person's: what was written, or what was added
+            rest = {"score": row.earned - earned, "max_score": row.points if not row.parts else 0}
+            text = row.comment or ("not marked yet" if row.open else "")
+            tests.append({"name": f"{row.id} mark", **rest, "output": text, "visibility": "visible"})
     return {
-        "score": grade["earned"],
-        "output": grade["problem"] or "",
+        "score": grade.earned,
+        "output": grade.problem or "",
         "visibility": "visible",
         "stdout_visibility": "hidden",
         "tests": tests,
@@ -73,32 +74,32 @@ def nothing_yet() -> dict:
     return {"score": 0, "output": text, "visibility": "visible", "stdout_visibility": "hidden", "tests": []}
 
 
-def export_gradescope(grades: Sequence[Mapping], out: Path) -> list[Path]:
+def export_gradescope(grades: Sequence[Grade], out: Path) -> list[Path]:
     """Write out/<student>/results.json for each."""
-    return [write_json(out / grade["student"] / "results.json", gradescope(grade)) for grade in grades]
+    return [write_json(out / grade.student / "results.json", gradescope(grade)) for grade in grades]
 
 
-def export_html(grades: Sequence[Mapping], entry: Mapping, headings: Mapping[str, str], out: Path) -> list[Path]:
+def export_html(grades: Sequence[Grade], entry: Mapping, headings: Mapping[str, str], out: Path) -> list[Path]:
     """Write out/<student>.html for each. Args: entry: the lab in the manifest; headings: that of each exercise."""
-    return [write_text(out / f"{grade['student']}.html", html_report(grade, entry, headings)) for grade in grades]
+    return [write_text(out / f"{grade.student}.html", html_report(grade, entry, headings)) for grade in grades]
 
 
-def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
+def export_csv(grades: Sequence[Grade], out: Path) -> list[Path]:
     """Write out/grades.csv: a row for each student, a column for each exercise."""
-    ids = [row["id"] for row in grades[0]["exercises"]]
+    ids = [row.id for row in grades[0].exercises]
     header = ["student", "lab", "earned", "points", *ids, "unmarked", "stale", "problem", "isolation", "sha256"]
     rows = [
         [
-            cell(grade["student"]),
-            grade["lab"],
+            cell(grade.student),
+            grade.lab,
             points(grade),
-            grade["points"],
-            *map(points, grade["exercises"]),
-            " ".join(row["id"] for row in grade["exercises"] if row["open"]),
-            "yes" if grade["stale"] else "",
-            cell(grade["problem"] or ""),
-            grade["isolation"],
-            grade["sha256"],
+            grade.points,
+            *map(points, grade.exercises),
+            " ".join(row.id for row in grade.exercises if row.open),
+            "yes" if grade.stale else "",
+            cell(grade.problem or ""),
+            grade.isolation,
+            grade.sha256,
         ]
         for grade in grades
     ]
@@ -106,7 +107,7 @@ def export_csv(grades: Sequence[Mapping], out: Path) -> list[Path]:
 
 
 def export_canvas(
-    grades: Sequence[Mapping], assignment: str, roster: Path | None, names: Path, out: Path
+    grades: Sequence[Grade], assignment: str, roster: Path | None, names: Path, out: Path
 ) -> tuple[list[Path], list[str]]:
     """Write out/canvas.csv, to import into Canvas's gradebook; return also which submissions are no student's.
 
@@ -118,15 +119,15 @@ def export_canvas(
         raise ValueError(
             f"--assignment must be the column's name in Canvas, as in 'Lab 02 (12345)', got {assignment!r}"
         )
-    rows = [["Points Possible".rjust(19), "", "", "", "", grades[0]["points"]]]
+    rows = [["Points Possible".rjust(19), "", "", "", "", grades[0].points]]
     if roster is None:
-        found = {grade["student"]: {"Student": grade["student"]} for grade in grades}
+        found = {grade.student: {"Student": grade.student} for grade in grades}
     else:
         gradebook = read_roster(roster, ("Student", "ID"))
         people = [row for row in gradebook.rows if row["ID"] or not _no_student(row["Student"])]
         found = match(_students(grades), replace(gradebook, rows=people), CANVAS_KEYS, names, _strays(grades))
-    for grade in (grade for grade in grades if grade["student"] in found):
-        rows.append([*(cell(found[grade["student"]].get(name, "")) for name in CANVAS), points(grade)])
+    for grade in (grade for grade in grades if grade.student in found):
+        rows.append([*(cell(found[grade.student].get(name, "")) for name in CANVAS), points(grade)])
     written = write_text(out / "canvas.csv", csv_text([[*CANVAS, assignment], *rows]))
     return [written], _left_out(grades, found)
 
@@ -137,7 +138,7 @@ def _no_student(name: str) -> bool:
 
 
 def export_moodle(
-    grades: Sequence[Mapping], worksheet: Path | None, names: Path, out: Path
+    grades: Sequence[Grade], worksheet: Path | None, names: Path, out: Path
 ) -> tuple[list[Path], list[str]]:
     """Write out/moodle.csv, the downloaded worksheet with grades and feedback filled in, and a plain CSV.
 
@@ -145,22 +146,22 @@ def export_moodle(
     Args: worksheet: Moodle's grading worksheet; without it only the plain CSV is written; names: names.csv.
     Raises: ValueError for a worksheet whose columns can't be told apart, or students who are not in it.
     """
-    lines = {grade["student"]: cell("\n".join(feedback_lines(grade))) for grade in grades}
+    lines = {grade.student: cell("\n".join(feedback_lines(grade))) for grade in grades}
     plain, written = [["Email address", "ID number", "Grade", "Feedback"]], []
-    found, keys = {grade["student"]: {} for grade in grades}, MOODLE_KEYS
+    found, keys = {grade.student: {} for grade in grades}, MOODLE_KEYS
     if worksheet is not None:
         sheet = read_roster(worksheet)
         keys, for_grade, for_feedback = moodle_columns(sheet)
         found = match(_students(grades), sheet, keys, names, _strays(grades))
-    for grade in (grade for grade in grades if grade["student"] in found):
-        person = found[grade["student"]]
-        by_address = "@" in grade["student"]
+    for grade in (grade for grade in grades if grade.student in found):
+        person = found[grade.student]
+        by_address = "@" in grade.student
         addresses = [person[column] for column in keys.ids if "@" in person.get(column, "")]
-        address = [*addresses, grade["student"] if by_address else ""][0]
-        number = person.get("ID number", "" if by_address else grade["student"])
-        plain.append([cell(address), cell(number), points(grade), lines[grade["student"]]])
-        if person and not grade["ungraded"]:
-            person |= {for_grade: points(grade), for_feedback: lines[grade["student"]]}
+        address = [*addresses, grade.student if by_address else ""][0]
+        number = person.get("ID number", "" if by_address else grade.student)
+        plain.append([cell(address), cell(number), points(grade), lines[grade.student]])
+        if person and not grade.ungraded:
+            person |= {for_grade: points(grade), for_feedback: lines[grade.student]}
     if worksheet is not None:
         header = [*sheet.header, *([] if for_feedback in sheet.header else [for_feedback])]
         rows = [[person.get(name, "") for name in header] for person in sheet.rows]
@@ -193,14 +194,14 @@ def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
     return keys, sheet.header[grade], feedback[-1] if feedback else "Feedback comments"
 
 
-def _students(grades: Sequence[Mapping]) -> list[str]:
-    return [grade["student"] for grade in grades]
+def _students(grades: Sequence[Grade]) -> list[str]:
+    return [grade.student for grade in grades]
 
 
-def _strays(grades: Sequence[Mapping]) -> list[str]:
+def _strays(grades: Sequence[Grade]) -> list[str]:
     """Submissions that may be no student's: a file of another kind, a folder without a notebook."""
-    return [grade["student"] for grade in grades if grade.get("stray")]
+    return [grade.student for grade in grades if grade.stray]
 
 
-def _left_out(grades: Sequence[Mapping], found: Mapping) -> list[str]:
+def _left_out(grades: Sequence[Grade], found: Mapping) -> list[str]:
     return [student for student in _students(grades) if student not in found]

@@ -7,6 +7,8 @@ that were given, with a line at each that has to be looked at again; the earlier
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from grader.grade import read_result, readable
+from grader.grade import readable
+from grader.results import ExerciseResult, Grade, MarkedExercise, PartResult, Result, read_result
 from grader.source import BEGIN, END
 from minigrpo.files import write_json, write_text
 
@@ -35,50 +38,65 @@ _Dumper.add_representer(_Block, lambda form, text: form.represent_scalar("tag:ya
 _Dumper.add_representer(type(None), lambda form, _: form.represent_scalar("tag:yaml.org,2002:null", ""))
 
 
-def write_manual(result: Mapping, entry: Mapping, out: Path, rubrics: Mapping[str, str] | None = None) -> None:
+def write_manual(result: Result, entry: Mapping, out: Path, rubrics: Mapping[str, str] | None = None) -> None:
     """Write the form for a person's marks, where there is none yet or it shows an earlier submission.
 
     It holds each written question with its answer; where the grader failed, every exercise. Marks that were given stay.
     A form that names no submission, as a person writes one, becomes that of the present one.
+
+    Args:
+        result: the grader's.
+        entry: the lab in the manifest.
+        out: the grades' folder.
+        rubrics: the model answer and rubric of each written question.
     """
-    path = out / "manual" / f"{result['student']}.yaml"
-    failed = bool(result.get("failed"))
-    if (result["problem"] and not failed) or (failed and path.exists()):
+    path = out / "manual" / f"{result.student}.yaml"
+    if result.problem and not result.failed:  # the student has to hand in again
         return
-    marks = read_manual(out, result["student"])
-    if marks and marks.get("submission") == result["sha256"]:
+    if result.failed and path.exists():
         return
-    questions = {row["id"]: row["question"] for row in entry["exercises"] if row["kind"] == "written"}
-    forms: dict[str, dict] = {}
-    for row in result["exercises"]:
-        places = {"out_of": row["points"], "points": None, "comment": None}
-        if row["id"] in questions:
-            texts = (questions[row["id"]], (rubrics or {}).get(row["id"]), row["answer"])
-            forms[row["id"]] = {name: _block(text) for name, text in zip(TEXTS, texts, strict=True)} | places
-        elif failed or row.get("failed"):
-            forms[row["id"]] = places
+    marks = read_manual(out, result.student)
+    if marks and marks.get("submission") == result.sha256:
+        return
+    forms = _empty_forms(result, entry, rubrics or {})
     for exercise, mark in marks.get("exercises", {}).items():
-        if given := {key: mark[key] for key in MARKS if mark.get(key) is not None}:
+        given = {key: mark[key] for key in MARKS if mark.get(key) is not None}
+        if given:
             form = forms.setdefault(exercise, {})
             same = "answer" in form and form["answer"] == mark.get("answer")
-            if (marked(mark) and "submission" in marks and not same) or mark.get("look_again"):
+            given_for_another = marked(mark) and "submission" in marks and not same
+            if given_for_another or mark.get("look_again"):
                 given["look_again"] = LOOK_AGAIN
             form |= given
     if marks:
-        earlier = f"{result['student']}-{str(marks.get('submission') or 'own')[:8]}.yaml"
+        earlier = f"{result.student}-{str(marks.get('submission') or 'own')[:8]}.yaml"
         write_text(out / "manual" / "earlier" / earlier, path.read_text(encoding="utf-8"))
-    _write_form(path, result, {"submission": result["sha256"], "exercises": forms})
+    _write_form(path, result, {"submission": result.sha256, "exercises": forms})
 
 
-def set_mark(grade: Mapping, exercise: str, points: float, comment: str, out: Path) -> None:
+def _empty_forms(result: Result, entry: Mapping, rubrics: Mapping[str, str]) -> dict[str, dict]:
+    """What a person has to mark: written questions with their answers, and what the grader failed at."""
+    questions = {row["id"]: row["question"] for row in entry["exercises"] if row["kind"] == "written"}
+    forms: dict[str, dict] = {}
+    for row in result.exercises:
+        places = {"out_of": row.points, "points": None, "comment": None}
+        if row.id in questions:
+            texts = (questions[row.id], rubrics.get(row.id), row.answer)
+            forms[row.id] = {name: _block(text) for name, text in zip(TEXTS, texts, strict=True)} | places
+        elif result.failed or row.failed:
+            forms[row.id] = places
+    return forms
+
+
+def set_mark(grade: Result, exercise: str, points: float, comment: str, out: Path) -> None:
     """Write one mark into a student's form, which is there. Comments after # in it are not kept."""
-    marks = read_manual(out, grade["student"])
+    marks = read_manual(out, grade.student)
     form = marks["exercises"].setdefault(exercise, {})
     form |= {"points": points, "comment": comment or form.get("comment")}
     form.pop("look_again", None)
     for other in marks["exercises"].values():
         other |= {name: _block(other[name]) for name in TEXTS if isinstance(other.get(name), str)}
-    _write_form(out / "manual" / f"{grade['student']}.yaml", grade, marks)
+    _write_form(out / "manual" / f"{grade.student}.yaml", grade, marks)
 
 
 def marked(mark: Mapping) -> bool:
@@ -86,9 +104,9 @@ def marked(mark: Mapping) -> bool:
     return mark.get("points") is not None or bool(mark.get("delta"))
 
 
-def _write_form(path: Path, result: Mapping, form: Mapping) -> None:
+def _write_form(path: Path, result: Result, form: Mapping) -> None:
     head = (
-        f"# {result['lab']}, {result['student']}: a person's marks. `points` of a written answer; for graded code,\n"
+        f"# {result.lab}, {result.student}: a person's marks. `points` of a written answer; for graded code,\n"
         "# `points` or a `delta` to add. What stands here wins.\n"
     )
     write_text(path, head + yaml.dump(form, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
@@ -139,129 +157,154 @@ def read_manual(out: Path, student: str) -> dict:
     return marks
 
 
-def merge(result: Mapping, marks: Mapping) -> dict:
+def merge(result: Result, marks: Mapping) -> Grade:
     """Merge the grader's result and a person's marks into the final grade.
 
-    Returns: the result with `earned` final, and for each exercise `comment`, `by` ("grader" or "person"), `open` (a
-        written answer, or what the grader failed at, without a mark), `stale` (its mark is for another submission) and
-        `ungraded` (the grader failed at it, and nobody has marked it); `stale` and `ungraded` where one is.
     Raises: ValueError for a mark for an exercise that the lab does not have, or outside 0 … its points.
     """
     given = dict(marks.get("exercises", {}))
-    other = "submission" in marks and marks["submission"] != result["sha256"]
-    rows = []
-    for row in result["exercises"]:
-        mark = given.pop(row["id"], {})
-        points, delta = mark.get("points"), mark.get("delta")
-        earned = (row["earned"] if points is None else points) + (delta or 0)
-        if not 0 <= earned <= row["points"]:
-            raise ValueError(
-                f"{result['student']}: {row['id']} can earn 0 to {row['points']} points, marked {earned:g}"
-            )
-        by_hand = (row["kind"] == "written" and bool(row["answer"])) or bool(row.get("failed"))
-        rows.append(
-            {
-                **row,
-                "earned": earned,
-                "comment": str(mark.get("comment") or ""),
-                "by": "person" if marked(mark) else "grader",
-                "open": by_hand and points is None and not result["problem"],
-                "stale": marked(mark) and (other or bool(mark.get("look_again"))),
-                "ungraded": bool(result.get("failed") or row.get("failed")) and not marked(mark),
-            }
-        )
+    other = "submission" in marks and marks["submission"] != result.sha256
+    rows = tuple(_marked_exercise(result, row, given.pop(row.id, {}), other) for row in result.exercises)
     if given:
-        raise ValueError(f"{result['student']}: {result['lab']} has no exercise {', '.join(map(str, given))}")
-    replaced = bool(rows) and all(row["by"] == "person" for row in rows)
-    problem = None if replaced else result["problem"]
-    return {
-        **result,
-        "exercises": rows,
-        "problem": problem,
-        "earned": sum(row["earned"] for row in rows),
-        "stale": any(row["stale"] for row in rows),
-        "ungraded": any(row["ungraded"] for row in rows),
-    }
+        raise ValueError(f"{result.student}: {result.lab} has no exercise {', '.join(map(str, given))}")
+    replaced = bool(rows) and all(row.by == "person" for row in rows)
+    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    return Grade(
+        **fields
+        | {
+            "exercises": rows,
+            "problem": None if replaced else result.problem,
+            "earned": sum(row.earned for row in rows),
+            "stale": any(row.stale for row in rows),
+            "ungraded": any(row.ungraded for row in rows),
+        }
+    )
 
 
-def write_run(out: Path, results: Sequence[Mapping]) -> None:
+def _marked_exercise(result: Result, row: ExerciseResult, mark: Mapping, other: bool) -> MarkedExercise:
+    """An exercise with a person's mark; `other`: the marks are for another submission."""
+    points = mark.get("points")
+    earned = (row.earned if points is None else points) + (mark.get("delta") or 0)
+    if not 0 <= earned <= row.points:
+        raise ValueError(f"{result.student}: {row.id} can earn 0 to {row.points} points, marked {earned:g}")
+    by_hand = (row.kind == "written" and bool(row.answer)) or bool(row.failed)
+    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    return MarkedExercise(
+        **fields
+        | {
+            "earned": earned,
+            "comment": str(mark.get("comment") or ""),
+            "by": "person" if marked(mark) else "grader",
+            "open": by_hand and points is None and not result.problem,
+            "stale": marked(mark) and (other or bool(mark.get("look_again"))),
+            "ungraded": bool(result.failed or row.failed) and not marked(mark),
+        }
+    )
+
+
+def write_run(out: Path, results: Sequence[Result]) -> None:
     """Remember whose submissions there were: results of others, of earlier runs, count no more."""
-    write_json(out / "run.json", {"submissions": sorted(result["student"] for result in results)})
+    write_json(out / "run.json", {"submissions": sorted(result.student for result in results)})
 
 
-def final_grades(out: Path) -> list[dict]:
+def final_grades(out: Path) -> list[Grade]:
     """The final grade of each student of the last run. Raises ValueError where there are none, or can't be merged."""
     results, _ = _results(out)
     if not results:
         raise ValueError(f"no grades in {out} of submissions that are still there: grade again")
-    if len(labs := sorted({result["lab"] for result in results})) > 1:
+    if len(labs := sorted({result.lab for result in results})) > 1:
         raise ValueError(f"{out} holds grades of {' and '.join(labs)}: give each lab a folder of its own")
-    return [merge(result, read_manual(out, result["student"])) for result in results]
+    return [merge(result, read_manual(out, result.student)) for result in results]
 
 
 def left_out(out: Path) -> list[str]:
     """Whose results have no submission any more: withdrawn, or renamed since they were graded; says who has marks."""
-    gone = {result["student"]: read_manual(out, result["student"]).get("exercises", {}) for result in _results(out)[1]}
-    return [student + " (with marks)" * any(map(marked, marks.values())) for student, marks in gone.items()]
+    _, gone = _results(out)
+    students = []
+    for result in gone:
+        marks = read_manual(out, result.student).get("exercises", {})
+        students.append(result.student + (" (with marks)" if any(map(marked, marks.values())) else ""))
+    return students
 
 
-def check_folder(out: Path, lab: str) -> None:
+def check_one_lab(out: Path, lab: str) -> None:
     """Refuse to grade a lab into the results of another. Raises ValueError."""
-    others = {result["lab"] for path in (out / "auto").glob("*.json") if (result := read_result(path))} - {lab}
+    others = {result.lab for path in (out / "auto").glob("*.json") if (result := read_result(path))} - {lab}
     if others:
         raise ValueError(f"{out} holds grades of {' and '.join(sorted(others))}: give each lab a folder of its own")
 
 
-def _results(out: Path) -> tuple[list[dict], list[dict]]:
+def _results(out: Path) -> tuple[list[Result], list[Result]]:
     """The results of the last run's submissions, in order, and the others."""
-    results = [(path, read_result(path)) for path in sorted((out / "auto").glob("*.json"))]
-    if not results:
+    paths = sorted((out / "auto").glob("*.json"))
+    if not paths:
         raise ValueError(f"no grades in {out}: run `python -m grader grade … --out {out}` first")
-    if damaged := [str(path) for path, result in results if not result]:
+    results, damaged = [], []
+    for path in paths:
+        result = read_result(path)
+        results += [result] if result else []
+        damaged += [] if result else [str(path)]
+    if damaged:
         raise ValueError(f"{', '.join(damaged)} is damaged: run `python -m grader grade … --out {out}` again")
-    run = read_result(out / "run.json")
-    known = [result["student"] for _, result in results] if run is None else run["submissions"]
-    return (
-        [result for _, result in results if result["student"] in known],
-        [result for _, result in results if result["student"] not in known],
-    )
+    known = _read_run(out)
+    there = [result for result in results if known is None or result.student in known]
+    return there, [result for result in results if result not in there]
 
 
-def score(row: Mapping) -> str:
+def _read_run(out: Path) -> list[str] | None:
+    """Whose submissions there were in the last run; None where that is not known."""
+    try:
+        return json.loads((out / "run.json").read_text(encoding="utf-8"))["submissions"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def score(row: MarkedExercise) -> str:
     """What an exercise earned, and by whom, in words."""
-    if row["open"]:
+    if row.open:
         return "not marked yet"
-    earned = f"{row['earned']:g} of {row['points']}"
-    if row["by"] == "person" and row["parts"]:
-        return f"{earned} (marked by a person; the grader gave {sum(part['earned'] for part in row['parts']):g})"
-    if row["by"] == "person":
+    earned = f"{row.earned:g} of {row.points}"
+    if row.by == "person" and row.parts:
+        return f"{earned} (marked by a person; the grader gave {sum(part.earned for part in row.parts):g})"
+    if row.by == "person":
         return f"{earned} (marked by a person)"
-    return f"{earned} (no answer)" if row["kind"] == "written" and not row["answer"] else earned
+    return f"{earned} (no answer)" if row.kind == "written" and not row.answer else earned
 
 
-def said(part: Mapping) -> str:
+def said(part: PartResult) -> str:
     """What a student reads about a part: a hint is worded as a guess where the answers are those of a known mistake."""
-    return f"It looks like this: {part['feedback']}" if part.get("mistake") else part["feedback"]
+    return f"It looks like this: {part.feedback}" if part.mistake else part.feedback
 
 
-def said_once(parts: Sequence[Mapping]) -> list[str]:
+def said_once(parts: Sequence[PartResult]) -> list[str]:
     """What is said about each part of an exercise, a sentence that was said already left away."""
-    texts = ["" if part["passed"] else said(part) for part in parts]
-    return [text if text not in texts[:at] else "as above" if text else "" for at, text in enumerate(texts)]
+    texts = ["" if part.passed else said(part) for part in parts]
+    once = []
+    for place, text in enumerate(texts):
+        repeated = text and text in texts[:place]
+        once.append("as above" if repeated else text)
+    return once
 
 
-def feedback_lines(grade: Mapping) -> list[str]:
+def feedback_lines(grade: Grade) -> list[str]:
     """The feedback of one grade as lines of text."""
-    if grade["problem"]:
-        return [f"Not graded: {grade['problem']}"]
+    if grade.problem:
+        return [f"Not graded: {grade.problem}"]
     lines = []
-    for row in grade["exercises"]:
-        lines.append(f"{row['id']}: {score(row)}")
-        for part, text in zip(row["parts"], said_once(row["parts"]), strict=True):
-            lines.append(f"  {tick(part)} {part['name']}" + f": {text}" * bool(text))
-        lines += [f"  {row['comment']}"] if row["comment"] else []
+    for row in grade.exercises:
+        lines.append(f"{row.id}: {score(row)}")
+        for part, text in zip(row.parts, said_once(row.parts), strict=True):
+            lines.append(f"  {tick(part)} {part.name}" + (f": {text}" if text else ""))
+        if row.comment:
+            lines.append(f"  {row.comment}")
     return lines
 
 
-def tick(part: Mapping) -> str:
-    return "✓" if part["passed"] else "✗"
+def tick(part: PartResult) -> str:
+    """Whether a part passed, as a sign."""
+    return "✓" if part.passed else "✗"

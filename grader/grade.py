@@ -14,18 +14,19 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from grader import confine
-from grader.exercise import Artifact, Attempt, Exercise, Part, explain
+from grader.exercise import Artifact, Attempt, Case, Exercise, Part, explain
 from grader.labs import artifacts, asked_files, exercises
 from grader.protocol import ProtocolError
+from grader.results import ExerciseResult, Grading, PartResult, Result, read_result, write_result
 from grader.sandbox import Answer, Failure, SandboxError, Worker
 from grader.submission import StrayError, Submission, SubmissionError, is_notebook, is_zip, read_apart
-from minigrpo.files import write_json
 
 HERE = Path(__file__).resolve().parent
 NO_POINTS = {  # files that decide none
@@ -98,24 +99,24 @@ def load_manifest(labs: Path) -> dict:
         raise ValueError(f"{path} can't be read ({error}): run this in the course's folder") from error
 
 
-def grade_submission(submission: Submission, lab: str, entry: Mapping, seed: int, isolation: str) -> dict:
-    """Grade one submission of one lab.
+def grade_submission(submission: Submission, grading: Grading) -> Result:
+    """Grade one submission: every exercise, whatever becomes of the others."""
+    exercises = [_grade_entry(row, submission, grading) for row in grading.entry["exercises"]]
+    return _result(grading, submission.student, submission.sha256, exercises)
 
-    Args: submission; lab as in "lab02"; entry: the lab in the manifest; seed: the instructor's secret; isolation.
-    Returns: the result: points, and for each exercise its parts with what the student may read about them.
-    """
-    rows = []
-    for row in entry["exercises"]:
-        kept, failed = {key: row[key] for key in ("id", "kind", "points")}, None
-        try:
-            parts = _grade_row(row, submission, lab, entry["setup"], seed, isolation)
-        except Exception as error:  # noqa: BLE001  (the grader's own fault: said, and no other exercise's loss)
-            failed, nothing = _fault(error), {"points": row["points"], "earned": 0, "passed": False}
-            parts = [{"name": "all of it", **nothing, "feedback": FAILED.format("exercise")}]
-        earned = sum(part["earned"] for part in parts)
-        answer = submission.answers.get(row["id"])
-        rows.append(kept | {"earned": earned, "parts": parts, "answer": answer and readable(answer), "failed": failed})
-    return result(submission.student, lab, submission.sha256, seed, isolation, rows)
+
+def _grade_entry(row: Mapping, submission: Submission, grading: Grading) -> ExerciseResult:
+    """Grade an exercise by its entry in the manifest. A fault of the grader's own is said, and no other's loss."""
+    failed = None
+    try:
+        parts = _grade_parts(row, submission, grading)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other exercises count)
+        failed = _fault(error)
+        parts = [PartResult("all of it", row["points"], earned=0, passed=False, feedback=FAILED.format("exercise"))]
+    earned = sum(part.earned for part in parts)
+    answer = submission.answers.get(row["id"])
+    text = readable(answer) if answer else answer
+    return ExerciseResult(row["id"], row["kind"], row["points"], earned, tuple(parts), text, failed)
 
 
 def _fault(error: BaseException) -> str:
@@ -123,41 +124,45 @@ def _fault(error: BaseException) -> str:
     return printable(f"{type(error).__name__}: {error}")
 
 
-def _grade_row(row: Mapping, submission: Submission, lab: str, setup: str, seed: int, isolation: str) -> list[dict]:
-    """Grade one exercise; what a busy machine may have cost is asked again alone, and then stands."""
+def _grade_parts(row: Mapping, submission: Submission, grading: Grading) -> list[PartResult]:
+    """Grade the parts of an exercise; what a busy machine may have cost is asked again alone, and then stands."""
     if row["kind"] == "artifact":
-        artifact = next(artifact for artifact in artifacts(lab) if artifact.id == row["id"])
+        artifact = next(artifact for artifact in artifacts(grading.lab) if artifact.id == row["id"])
         with TURNS.take(alone=False):
-            return grade_files(artifact, submission, seed)
+            return grade_files(artifact, submission, grading.seed)
     if row["kind"] != "code":
         return []
-    exercise = next(exercise for exercise in exercises(lab) if exercise.id == row["id"])
+    exercise = next(exercise for exercise in exercises(grading.lab) if exercise.id == row["id"])
     if problem := submission.problems.get(row["id"]):
-        return [_part(part, False, {"feedback": printable(problem)}) for part in exercise.parts]
+        return [_failed(part, printable(problem)) for part in exercise.parts]
     try:
         with TURNS.take(alone=False):
-            return grade_exercise(exercise, submission, setup, seed, isolation, last=False)
+            return grade_exercise(exercise, submission, grading, last=False)
     except (CrowdedError, SandboxError):
         with TURNS.take(alone=True):
-            return grade_exercise(exercise, submission, setup, seed, isolation)
+            return grade_exercise(exercise, submission, grading)
 
 
-def result(student: str, lab: str, sha256: str, seed: int, isolation: str, rows: Sequence[dict], problem=None) -> dict:
-    """Put a submission's result together; `problem` says why nothing could be graded."""
-    return {
-        "student": student,
-        "lab": lab,
-        "sha256": sha256,
-        "seed": seed,
-        "isolation": isolation,
-        "version": version(lab),
-        "problem": problem and printable(problem),
-        "failed": None,  # what the grader itself failed with, where it could grade nothing
-        "stray": False,  # no notebook: perhaps a file that lies beside a submission
-        "earned": sum(row["earned"] for row in rows),
-        "points": sum(row["points"] for row in rows),
-        "exercises": list(rows),
-    }
+def nothing_graded(grading: Grading, student: str, problem: str, sha256: str = "") -> Result:
+    """The result of a submission that could not be graded at all, and why."""
+    rows = [ExerciseResult(row["id"], row["kind"], row["points"], 0) for row in grading.entry["exercises"]]
+    return replace(_result(grading, student, sha256, rows), problem=printable(problem))
+
+
+def _result(grading: Grading, student: str, sha256: str, exercises: Sequence[ExerciseResult]) -> Result:
+    """Put a submission's result together."""
+    return Result(
+        student=student,
+        lab=grading.lab,
+        sha256=sha256,
+        seed=grading.seed,
+        isolation=grading.isolation,
+        version=version(grading.lab),
+        problem=None,
+        earned=sum(row.earned for row in exercises),
+        points=sum(row.points for row in exercises),
+        exercises=tuple(exercises),
+    )
 
 
 @cache
@@ -173,45 +178,94 @@ def version(lab: str) -> str:
 
 
 def grade_exercise(
-    exercise: Exercise, submission: Submission, setup: str, seed: int, isolation: str, *, last: bool = True
-) -> list[dict]:
+    exercise: Exercise, submission: Submission, grading: Grading, *, last: bool = True
+) -> list[PartResult]:
     """Grade the parts of one exercise in a worker, and in a new one after each that died.
 
-    Raises: CrowdedError where one died that had to wait for the machine, unless this is the last try; SandboxError
-        where one does not start.
+    Args:
+        exercise: of the lab.
+        submission: whose cells are run.
+        grading: its setup cell, seed and isolation are used.
+        last: whether what a crowded machine costs stands.
+
+    Raises:
+        CrowdedError: where a worker died that had to wait for the machine, unless this is the last try.
+        SandboxError: where one does not start.
     """
-    cells, graded, worker = submission.cells_for(exercise.id), [], None
-    with ExitStack() as workers:
-        for part in exercise.parts:
-            attempts: list[Attempt] = []
-            for index in range(part.draws):
-                if worker is None or (worker.loaded and not worker.alive):  # cells that end it would do so again
-                    worker = Worker(cells, setup=setup, isolation=isolation)
-                    workers.enter_context(worker)
-                case = exercise.case(part, seed, index)
-                answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
-                if not worker.alive and worker.crowded and not last:
-                    raise CrowdedError(exercise.id)
-                attempts.append(_attempt(exercise, case, answer))
-                if exercise.seeded and index == 0 and attempts[-1].passed:
-                    fresh = workers.enter_context(Worker(cells, setup=setup, isolation=isolation))
-                    again = fresh.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
-                    if not fresh.alive and fresh.crowded and not last:
-                        raise CrowdedError(exercise.id)
-                    attempts[-1] = _attempt(exercise, case, again)
-                    if attempts[-1].passed and not exercise.repeats(answer.value, again.value):
-                        attempts[-1] = Attempt(case, None, error="changed")
-                if not attempts[-1].passed:
-                    break
-            graded.append(_part(part, attempts[-1].passed, _feedback(exercise, part, attempts)))
-    raised = tuple(KINDS[kind] for kind in ("error", "missing", "import"))
-    if left_out := submission.left_out(exercise.id):  # which may be why
-        for part in graded:
-            part["feedback"] += f"; {left_out}" if part["feedback"].startswith(raised) else ""
-    return graded
+    with _Workers(exercise, submission, grading, last) as workers:
+        graded = [_grade_part(part, workers) for part in exercise.parts]
+    left_out = submission.left_out(exercise.id)  # cells that may be why something is missing
+    if not left_out:
+        return graded
+    return [_said_why(part, left_out) for part in graded]
 
 
-def _attempt(exercise: Exercise, case: dict, answer: Answer | Failure) -> Attempt:
+def _grade_part(part: Part, workers: _Workers) -> PartResult:
+    """Draw the hidden cases of a part until one is answered wrongly."""
+    exercise = workers.exercise
+    attempts: list[Attempt] = []
+    for index in range(part.draws):
+        case = exercise.case(part, workers.grading.seed, index)
+        answer = workers.ask(case)
+        attempts.append(_attempt(exercise, case, answer))
+        if exercise.seeded and index == 0 and attempts[-1].passed:
+            attempts[-1] = _asked_again(exercise, case, answer, workers)
+        if not attempts[-1].passed:
+            return _explained(exercise, part, attempts)
+    return PartResult(part.name, part.points, part.points, passed=True, feedback="")
+
+
+def _asked_again(exercise: Exercise, case: Case, answer: Answer, workers: _Workers) -> Attempt:
+    """Ask a new process for what has to follow from a seed: the very same answer."""
+    again = workers.ask_anew(case)
+    attempt = _attempt(exercise, case, again)
+    if attempt.passed and not exercise.repeats(answer.value, again.value):
+        return Attempt(case, None, error="changed")
+    return attempt
+
+
+class _Workers:
+    """The workers of one exercise: one at a time, and a new one after each that died."""
+
+    def __init__(self, exercise: Exercise, submission: Submission, grading: Grading, last: bool) -> None:
+        self.exercise = exercise
+        self.grading = grading
+        self._cells = submission.cells_for(exercise.id)
+        self._last = last
+        self._stack = ExitStack()
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def ask(self, case: Case) -> Answer | Failure:
+        """Ask the worker at hand; cells that end it while they load would do so again in a new one."""
+        if self._worker is None or (self._worker.loaded and not self._worker.alive):
+            self._worker = self._start()
+        return self._ask(self._worker, case)
+
+    def ask_anew(self, case: Case) -> Answer | Failure:
+        """Ask a new worker, which answers this alone."""
+        return self._ask(self._start(), case)
+
+    def _start(self) -> Worker:
+        worker = Worker(self._cells, setup=self.grading.entry["setup"], isolation=self.grading.isolation)
+        self._stack.enter_context(worker)
+        return worker
+
+    def _ask(self, worker: Worker, case: Case) -> Answer | Failure:
+        exercise = self.exercise
+        answer = worker.ask(exercise.driver, exercise.function, case, seconds=exercise.seconds)
+        if not worker.alive and worker.crowded and not self._last:
+            raise CrowdedError(exercise.id)
+        return answer
+
+
+def _attempt(exercise: Exercise, case: Case, answer: Answer | Failure) -> Attempt:
+    """A case with what was expected and what came."""
     if isinstance(answer, Failure):
         return Attempt(case, None, error=_kind(answer))
     expected = exercise.run(exercise.reference, case)
@@ -228,36 +282,38 @@ def _kind(failure: Failure) -> str:
     return f"{failure.kind}: {raised}" if raised in NAMED else failure.kind
 
 
-def _feedback(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> dict:
-    """What a student reads of hidden cases: a sentence written beforehand, nothing of the cases themselves.
-
-    Returns: `feedback`, and `mistake`: whether it is the hint of a known mistake that gives the student's answers.
-    """
-    if attempts[-1].passed:
-        return {"feedback": ""}
+def _explained(exercise: Exercise, part: Part, attempts: Sequence[Attempt]) -> PartResult:
+    """A part that failed, with a sentence written beforehand: nothing of the hidden cases is shown."""
     if attempts[-1].error:
         kind, _, raised = attempts[-1].error.partition(": ")
-        return {"feedback": KINDS[kind] + f" ({raised})" * bool(raised)}
+        return _failed(part, KINDS[kind] + (f" ({raised})" if raised else ""))
     mistake = explain(exercise, attempts)
-    return {"feedback": mistake.hint, "mistake": True} if mistake else {"feedback": part.hint}
+    if mistake is None:
+        return _failed(part, part.hint)
+    return replace(_failed(part, mistake.hint), mistake=True)
 
 
-def _part(part: Part, passed: bool, feedback: Mapping) -> dict:
-    return {
-        "name": part.name,
-        "points": part.points,
-        "earned": part.points if passed else 0,
-        "passed": passed,
-        **feedback,
-    }
+def _failed(part: Part, feedback: str) -> PartResult:
+    """A part that earned nothing, and why."""
+    return PartResult(part.name, part.points, earned=0, passed=False, feedback=feedback)
 
 
-def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[dict]:
+def _said_why(part: PartResult, left_out: str) -> PartResult:
+    """Add which cells were left out, where that may be why the code raised."""
+    raised = tuple(KINDS[kind] for kind in ("error", "missing", "import"))
+    return replace(part, feedback=f"{part.feedback}; {left_out}") if part.feedback.startswith(raised) else part
+
+
+def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[PartResult]:
     """Grade the files that an exercise asks for; they are read as data, here."""
-    parts = artifact.grade({name: submission.files.get(name) for name in artifact.files}, seed)
-    if problem := submission.problems.get(artifact.id):  # a file was refused, and is missing
-        parts = [part if part["passed"] else part | {"feedback": f"{part['feedback']}; {problem}"} for part in parts]
-    return [part | {"feedback": printable(part["feedback"])} for part in parts]  # names of weights are the student's
+    contents = {name: submission.files.get(name) for name in artifact.files}
+    problem = submission.problems.get(artifact.id)  # a file was refused, and is missing
+    graded = []
+    for row in artifact.grade(contents, seed):
+        part = PartResult(**row)
+        feedback = f"{part.feedback}; {problem}" if problem and not part.passed else part.feedback
+        graded.append(replace(part, feedback=printable(feedback)))  # names of weights are the student's
+    return graded
 
 
 def find_submissions(folder: Path) -> dict[str, list[Path]]:
@@ -299,7 +355,7 @@ def fit_name(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text on one line, without what steers a terminal or can't be written as UTF-8."""
+    """A text on one line, control characters and lone surrogates replaced by "_"."""
     return "".join(letter if letter.isprintable() else "_" for letter in text)
 
 
@@ -311,88 +367,71 @@ def readable(text: str) -> str:
 
 
 def grade_folder(
-    folder: Path, lab: str, manifest: Mapping, seed: int, out: Path, isolation: str, *, jobs: int = 2, progress=True
-) -> Iterator[dict]:
+    folder: Path, grading: Grading, out: Path, *, jobs: int = 2, progress: bool = True
+) -> Iterator[Result]:
     """Grade every submission of a folder into out/auto/<student>.json, those that are new or have changed.
 
     A submission that can't be graded gets a result that says why; none stops the others, and what is written stays.
-    Returns: each result, as it is finished. Raises, before anything is written: as `find_submissions`; ValueError for a
-        folder that workers see.
+
+    Args:
+        folder: of the submissions.
+        grading: what they have in common.
+        out: where the results go.
+        jobs: submissions at a time.
+        progress: show a bar.
+
+    Returns:
+        Each result, as it is finished.
+
+    Raises:
+        ValueError: before anything is written, as `find_submissions`, and for a folder that workers see.
     """
     for path in (folder, out):
-        if isolation == "bubblewrap" and (place := confine.shows(path)):
+        if grading.isolation == "bubblewrap" and (place := confine.shows(path)):
             raise ValueError(f"{path} lies in {place}, where student code can read it: put it somewhere else")
-    submissions = find_submissions(folder)
-    return _grade_all(submissions, lab, manifest[lab], seed, out, isolation, jobs, progress)
+    return _grade_all(find_submissions(folder), grading, out, jobs, progress)
 
 
 def _grade_all(
-    submissions: Mapping[str, Sequence[Path]],
-    lab: str,
-    entry: Mapping,
-    seed: int,
-    out: Path,
-    isolation: str,
-    jobs: int,
-    progress: bool,
-) -> Iterator[dict]:
-    bar = tqdm(total=len(submissions), desc=lab, unit=" submissions", disable=not progress)
+    submissions: Mapping[str, Sequence[Path]], grading: Grading, out: Path, jobs: int, progress: bool
+) -> Iterator[Result]:
+    bar = tqdm(total=len(submissions), desc=grading.lab, unit=" submissions", disable=not progress)
     pool = ThreadPoolExecutor(jobs)
     try:
         work = {
-            pool.submit(_grade_paths, paths, student, lab, entry, seed, out, isolation): student
-            for student, paths in submissions.items()
+            pool.submit(_grade_paths, paths, student, grading, out): student for student, paths in submissions.items()
         }
         for future in as_completed(work):
-            student = work[future]
-            if (failure := future.exception()) is not None:  # the grader's own fault: said, never the others' loss
-                nothing = _nothing(student, lab, "", seed, isolation, entry, FAILED.format("submission"))
-                yield _write(nothing | {"failed": _fault(failure)}, out)
-            else:
+            failure = future.exception()
+            if failure is None:
                 yield future.result()
+            else:  # the grader's own fault: said, never the others' loss
+                nothing = nothing_graded(grading, work[future], FAILED.format("submission"))
+                yield write_result(replace(nothing, failed=_fault(failure)), out)
             bar.update()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for a submission that hangs
         bar.close()
 
 
-def _grade_paths(
-    paths: Sequence[Path], student: str, lab: str, entry: Mapping, seed: int, out: Path, isolation: str
-) -> dict:
+def _grade_paths(paths: Sequence[Path], student: str, grading: Grading, out: Path) -> Result:
+    """Grade what a student handed in, unless it was graded like this before."""
     try:
         if len(paths) > 1:
             names = " and ".join(repr(path.name) for path in paths)
             raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
-        submission = read_apart(paths[0], student, entry, asked_files(lab))
+        submission = read_apart(paths[0], student, grading.entry, asked_files(grading.lab))
     except SubmissionError as error:
-        nothing = _nothing(student, lab, "", seed, isolation, entry, str(error))
-        return _write(nothing | {"stray": isinstance(error, StrayError)}, out)
+        nothing = nothing_graded(grading, student, str(error))
+        return write_result(replace(nothing, stray=isinstance(error, StrayError)), out)
     done = read_result(out / "auto" / f"{student}.json")
-    wanted = {"sha256": submission.sha256, "seed": seed, "isolation": isolation, "version": version(lab), "lab": lab}
-    if done and all(done.get(key) == value for key, value in wanted.items()):
-        if not any(row.get("failed") for row in done["exercises"]):
-            return done
-    return _write(grade_submission(submission, lab, entry, seed, isolation), out)
+    if done and _is_current(done, submission, grading):
+        return done
+    return write_result(grade_submission(submission, grading), out)
 
 
-def _nothing(student: str, lab: str, sha256: str, seed: int, isolation: str, entry: Mapping, why: str) -> dict:
-    """The result of a submission that could not be graded at all."""
-    rows = [
-        {key: row[key] for key in ("id", "kind", "points")} | {"earned": 0, "parts": [], "answer": None, "failed": None}
-        for row in entry["exercises"]
-    ]
-    return result(student, lab, sha256, seed, isolation, rows, problem=why)
-
-
-def _write(graded: dict, out: Path) -> dict:
-    write_json(out / "auto" / f"{graded['student']}.json", graded)
-    return graded
-
-
-def read_result(path: Path) -> dict | None:
-    """What the grader wrote into a file, or None where it is missing or damaged: `grade` writes it again."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+def _is_current(done: Result, submission: Submission, grading: Grading) -> bool:
+    """Whether a result is what grading would give again, and whole."""
+    had = (done.sha256, done.seed, done.isolation, done.version, done.lab)
+    wanted = (submission.sha256, grading.seed, grading.isolation, version(grading.lab), grading.lab)
+    return had == wanted and not any(row.failed for row in done.exercises)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from grader.feedback import said_once, score, tick
+from grader.results import Grade
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222;
@@ -24,33 +25,33 @@ h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
 """
 
 
-def html_report(grade: Mapping, entry: Mapping, titles: Mapping[str, str]) -> str:
+def html_report(grade: Grade, entry: Mapping, titles: Mapping[str, str]) -> str:
     """One student's report, a page that stands alone; every text of a student's is escaped.
 
     Args: entry: the lab in the manifest; titles: the heading of each exercise.
     """
     e, title = html.escape, entry["title"]
     questions = {row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**") for row in entry["exercises"]}
-    unmarked = sum(row["points"] for row in grade["exercises"] if row["open"])
+    unmarked = sum(row.points for row in grade.exercises if row.open)
     rest = f"; {unmarked} points are not marked yet" if unmarked else ""
-    so_far = f"{grade['earned']:g} of {grade['points']}" + " so far" * bool(unmarked)
-    total = "no grade yet" if grade["ungraded"] else so_far
-    body = [f"<h1>{e(title)}</h1>", f"<p>{e(grade['student'])}: <strong>{total}</strong>{rest}</p>"]
-    if grade["problem"]:
-        body.append(f"<p class='no'>Not graded: {e(grade['problem'])}</p>")
-    for row in [] if grade["problem"] else grade["exercises"]:
-        name = " · ".join(text for text in (row["id"], titles.get(row["id"])) if text)
+    so_far = f"{grade.earned:g} of {grade.points}" + " so far" * bool(unmarked)
+    total = "no grade yet" if grade.ungraded else so_far
+    body = [f"<h1>{e(title)}</h1>", f"<p>{e(grade.student)}: <strong>{total}</strong>{rest}</p>"]
+    if grade.problem:
+        body.append(f"<p class='no'>Not graded: {e(grade.problem)}</p>")
+    for row in [] if grade.problem else grade.exercises:
+        name = " · ".join(text for text in (row.id, titles.get(row.id)) if text)
         body.append(f"<h2>{e(name)}: {e(score(row))}</h2>")
         cells = [
-            f"<tr><td class='{'yes' if part['passed'] else 'no'}'>{tick(part)}</td><td>{e(part['name'])}</td>"
-            f"<td>{e(text)}</td><td>{part['earned']:g}/{part['points']}</td></tr>"
-            for part, text in zip(row["parts"], said_once(row["parts"]), strict=True)
+            f"<tr><td class='{'yes' if part.passed else 'no'}'>{tick(part)}</td><td>{e(part.name)}</td>"
+            f"<td>{e(text)}</td><td>{part.earned:g}/{part.points}</td></tr>"
+            for part, text in zip(row.parts, said_once(row.parts), strict=True)
         ]
         body += [f"<table>{''.join(cells)}</table>"] if cells else []
-        body += [f"<p>{e(questions[row['id']].strip())}</p>"] if questions.get(row["id"]) else []
-        body += [f"<blockquote>{e(row['answer'])}</blockquote>"] if row["answer"] else []
-        body += [f"<p><b>{e(row['comment'])}</b></p>"] if row["comment"] else []
-    footer = f"isolation: {grade['isolation']} · submission {grade['sha256'][:12] or 'unreadable'}"  # and no seed
+        body += [f"<p>{e(questions[row.id].strip())}</p>"] if questions.get(row.id) else []
+        body += [f"<blockquote>{e(row.answer)}</blockquote>"] if row.answer else []
+        body += [f"<p><b>{e(row.comment)}</b></p>"] if row.comment else []
+    footer = f"isolation: {grade.isolation} · submission {grade.sha256[:12] or 'unreadable'}"  # and no seed
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{e(title)}</title><style>{STYLE}</style><body>{''.join(body)}<footer>{e(footer)}</footer></body></html>\n"

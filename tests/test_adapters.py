@@ -17,6 +17,7 @@ from safetensors.torch import load, save  # noqa: E402
 from grader import adapters  # noqa: E402
 from grader.adapters import CONFIG, METRICS, WEIGHTS, deviation, grade  # noqa: E402
 from grader.grade import grade_folder  # noqa: E402
+from grader.results import Grading  # noqa: E402
 from grader.submission import SubmissionError, read_submission  # noqa: E402
 from minigrpo.llm.models import load_model  # noqa: E402
 
@@ -164,10 +165,11 @@ def test_a_batch_is_graded_as_each_alone(contents, tmp_path, monkeypatch, capfd)
         for name, content in (contents, weak)[k % 2].items():
             (folder / name).write_bytes(content)
     rows = [{"id": "lab09.3", "kind": "artifact", "points": 6, "files": list(adapters.FILES)}]
-    manifest = {"lab09": {"notebook": "lab.ipynb", "setup": "", "exercises": rows}}
+    entry = {"notebook": "lab.ipynb", "setup": "", "exercises": rows}
+    grading = Grading("lab09", entry, 1, "reduced")
     capfd.readouterr()
-    found = grade_folder(tmp_path / "in", "lab09", manifest, 1, tmp_path / "out", "reduced", jobs=2, progress=False)
-    earned = {result["student"]: result["earned"] for result in found}
+    found = grade_folder(tmp_path / "in", grading, tmp_path / "out", jobs=2, progress=False)
+    earned = {result.student: result.earned for result in found}
     assert earned == {f"student{k}": expected[k % 2] for k in range(8)}
     assert expected[0] >= 1
     assert "Loading" not in capfd.readouterr().err

@@ -12,6 +12,7 @@ from grader.exercise import Artifact
 from grader.feedback import feedback_lines, final_grades
 from grader.grade import Turns, grade_folder
 from grader.labs import exercises
+from grader.results import Grading, Result
 from grader.sandbox import Answer, Failure, SandboxError
 
 LAB = "lab02"
@@ -85,9 +86,11 @@ def hand_in(folder, *students: str) -> None:
         (folder / f"{student}.ipynb").write_text(json.dumps(notebook))
 
 
-def grade(tmp_path, entry=ENTRY, jobs: int = 1, lab: str = LAB) -> list[dict]:
-    found = grade_folder(tmp_path / "in", lab, {lab: entry}, 5, tmp_path / "out", "reduced", jobs=jobs, progress=False)
-    return sorted(found, key=lambda result: result["student"])
+def grade(tmp_path, entry=ENTRY, jobs: int = 1, lab: str = LAB) -> list[Result]:
+    results = grade_folder(
+        tmp_path / "in", Grading(lab, entry, 5, "reduced"), tmp_path / "out", jobs=jobs, progress=False
+    )
+    return sorted(results, key=lambda result: result.student)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_what_the_machine_may_have_cost_is_asked_again(tmp_path, machine, planne
     machine.plan = {CODE[1].id: planned}
     (result,) = grade(tmp_path)
     right = sum(e.points for e in CODE)
-    assert result["earned"] == right - (CODE[1].parts[0].points if lost else 0)
+    assert result.earned == right - (CODE[1].parts[0].points if lost else 0)
     assert machine.started.count(CODE[1].id) == starts
 
 
@@ -116,16 +119,16 @@ def test_what_the_grader_fails_at_is_that_exercise_alone_and_a_persons_to_mark(t
     hand_in(tmp_path / "in", "anna")
     machine.plan = {CODE[1].id: [SandboxError("no \x1bbwrap"), SandboxError("no \x1bbwrap")]}
     (result,) = grade(tmp_path)
-    assert [row["earned"] for row in result["exercises"]] == [CODE[0].points, 0, CODE[2].points]
-    assert [row["failed"] for row in result["exercises"]] == [None, "SandboxError: no _bwrap", None]
+    assert [row.earned for row in result.exercises] == [CODE[0].points, 0, CODE[2].points]
+    assert [row.failed for row in result.exercises] == [None, "SandboxError: no _bwrap", None]
     (final,) = final_grades(tmp_path / "out")
-    assert [row["open"] for row in final["exercises"]] == [False, True, False]
+    assert [row.open for row in final.exercises] == [False, True, False]
     text = "\n".join(feedback_lines(final))
     assert f"{CODE[1].id}: not marked yet" in text
     assert "a person has to grade it" in text
     assert "bwrap" not in text
     (again,) = grade(tmp_path)  # it is tried again, as if it had never been graded
-    assert again["earned"] == sum(e.points for e in CODE)
+    assert again.earned == sum(e.points for e in CODE)
     started = len(machine.started)
     assert grade(tmp_path) == [again]
     assert len(machine.started) == started
@@ -139,8 +142,8 @@ def test_files_that_break_the_grader_cost_no_other_exercise(tmp_path, machine, m
     rows = [*ENTRY["exercises"], {"id": "lab02.9", "kind": "artifact", "points": 6, "files": ["weights"]}]
     hand_in(tmp_path / "in", "anna", "boris")
     for result in grade(tmp_path, ENTRY | {"exercises": rows}, jobs=2):
-        assert [row["earned"] for row in result["exercises"]] == [*(e.points for e in CODE), 0]
-        assert result["exercises"][-1]["failed"] == "RuntimeError: no such weight"
+        assert [row.earned for row in result.exercises] == [*(e.points for e in CODE), 0]
+        assert result.exercises[-1].failed == "RuntimeError: no such weight"
 
 
 def test_alone_is_alone():

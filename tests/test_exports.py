@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -17,10 +18,11 @@ from grader.exports import CANVAS_KEYS, MOODLE_KEYS, moodle_columns
 from grader.feedback import final_grades, merge, read_manual, rubrics, write_manual, write_run
 from grader.grade import NAMED, _kind, grade_submission, load_manifest, readable, student_name
 from grader.report import headings, html_report
+from grader.results import ExerciseResult, Grading, PartResult, Result, write_result
 from grader.roster import cell, find, read_roster
 from grader.sandbox import Failure
 from grader.submission import read_submission
-from minigrpo.files import write_json, write_text
+from minigrpo.files import write_text
 
 ROOT = Path(__file__).parents[1]
 ENTRY = load_manifest(ROOT / "labs")["lab02"]
@@ -34,38 +36,39 @@ def _in_the_course(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def made(student="anna", earned=(4, 5, 0), sha256="s1", answers=("One set.", "No:\n\tids differ. "), **more) -> dict:
+def made(student="anna", earned=(4, 5, 0), sha256="s1", answers=("One set.", "No:\n\tids differ. "), **more) -> Result:
     """A result of lab 02: a part for each code exercise, two written answers."""
-    worth = (4, 5, 3, 2, 2)
-    parts = [[{"name": "drawn", "points": p, "earned": e, "passed": e == p, "feedback": "" if e == p else "cut at t."}]
-             for e, p in zip(earned, worth, strict=False)]  # fmt: skip
-    rows = [
-        {
-            "id": f"lab02.{at + 1}",
-            "kind": "code" if at < 3 else "written",
-            "points": points,
-            "earned": earned[at] if at < 3 else 0,
-            "parts": parts[at] if at < 3 else [],
-            "answer": None if at < 3 else answers[at - 3],
-        }
-        for at, points in enumerate(worth)
+    exercises = [
+        ExerciseResult(
+            f"lab02.{at + 1}",
+            "code",
+            points,
+            own,
+            (PartResult("drawn", points, own, own == points, "" if own == points else "cut at t."),),
+        )
+        for at, (own, points) in enumerate(zip(earned, (4, 5, 3), strict=True))
+    ]
+    exercises += [
+        ExerciseResult(f"lab02.{at}", "written", 2, 0, answer=answer)
+        for at, answer in zip((4, 5), answers, strict=True)
     ]
     head = {"student": student, "lab": "lab02", "sha256": sha256, "seed": 5, "isolation": "bubblewrap", "version": "1"}
-    return head | {"problem": None, "earned": sum(earned), "points": 16, "exercises": rows} | more
+    fields = {"problem": None, "earned": sum(earned), "points": 16, "exercises": tuple(exercises)}
+    return Result(**head | fields | more)
 
 
-FAILED = {"problem": "the grader failed on this submission: a person has to grade it", "failed": "E: e", "earned": 0}
+FAILED = {"problem": "the grader failed on this submission: a person has to grade it", "failed": "E: e"}
 
 
-def failed(student="anna") -> dict:
+def failed(student="anna") -> Result:
     """The result of a submission on which the grader failed."""
-    lost = made(student, (0, 0, 0), sha256="", answers=(None, None)) | FAILED
-    return lost | {"exercises": [row | {"parts": []} for row in lost["exercises"]]}
+    lost = made(student, (0, 0, 0), sha256="", answers=(None, None), **FAILED)
+    return replace(lost, exercises=tuple(replace(row, parts=()) for row in lost.exercises))
 
 
-def graded(folder: Path, *results: dict) -> Path:
+def graded(folder: Path, *results: Result) -> Path:
     for result in results:
-        write_json(folder / "auto" / f"{result['student']}.json", result)
+        write_result(result, folder)
     return folder
 
 
@@ -227,7 +230,7 @@ def test_a_submission_that_is_gone_is_left_out_with_a_word(tmp_path, capsys):
     graded(tmp_path, anna, old)
     write_run(tmp_path, [anna])
     write_text(tmp_path / "manual" / "nobody.yaml", "submission: s1\nexercises: {lab02.4: {points: 1}}\n")
-    assert [grade["student"] for grade in final_grades(tmp_path)] == ["anna"]
+    assert [grade.student for grade in final_grades(tmp_path)] == ["anna"]
     assert main(["export", str(tmp_path), "--format", "csv"]) == 0
     assert "left out, not among the submissions of the last grading: nobody (with marks)" in capsys.readouterr().out
     assert [row[0] for row in rows(tmp_path / "export" / "csv" / "grades.csv")] == ["student", "anna"]
@@ -437,10 +440,7 @@ def _second_exercise_fails(monkeypatch):
     def grade(exercise, *arguments, **options):
         if exercise.id == "lab02.2":
             raise ZeroDivisionError("told to the instructor")
-        return [
-            {"name": part.name, "points": part.points, "earned": 0, "passed": False, "feedback": part.hint}
-            for part in exercise.parts
-        ]
+        return [PartResult(part.name, part.points, 0, False, part.hint) for part in exercise.parts]
 
     monkeypatch.setattr("grader.grade.grade_exercise", grade)
 
@@ -535,7 +535,7 @@ def test_a_form_reads_like_text_and_holds_question_and_rubric(tmp_path):
     assert "    question: |-\n      **lab02.4** Two completions of a group are identical." in text
     assert "\n      *Rubric.* 1 point: one leaf with two members" in text
     assert set(RUBRICS) == {"lab02.4", "lab02.5"}
-    assert merge(made(), read_manual(tmp_path, "anna"))["earned"] == 9
+    assert merge(made(), read_manual(tmp_path, "anna")).earned == 9
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_an_unanswered_question_waits_for_no_mark(tmp_path, capsys):
     (grade,) = final_grades(tmp_path)
     assert main(["mark", str(tmp_path), "lab02.4"]) == 0
     assert "no answer waits for a mark" in capsys.readouterr().out
-    assert [row["id"] for row in grade["exercises"] if row["open"]] == ["lab02.5"]
+    assert [row.id for row in grade.exercises if row.open] == ["lab02.5"]
     assert main(["export", str(tmp_path), "--format", "html"]) == 0
     assert "1 written answers have no mark yet" in capsys.readouterr().out
     assert "0 of 2 (no answer)" in (tmp_path / "export" / "html" / "anna.html").read_text("utf-8")
@@ -578,26 +578,26 @@ def test_a_form_follows_the_submission_and_keeps_the_marks(tmp_path):
     assert [exercise for exercise, mark in form["exercises"].items() if "look_again" in mark] == ["lab02.5", "lab02.1"]
     assert (tmp_path / "manual" / "earlier" / "anna-s1.yaml").read_text("utf-8") == earlier
     merged = merge(second, read_manual(tmp_path, "anna"))
-    assert (merged["earned"], merged["stale"]) == (4 - 1 + 5 + 2 + 1, True)
-    third = second | {"sha256": "s3"}
+    assert (merged.earned, merged.stale) == (4 - 1 + 5 + 2 + 1, True)
+    third = replace(second, sha256="s3")
     write_manual(third, ENTRY, tmp_path, RUBRICS)  # nobody has looked in between
-    assert merge(third, read_manual(tmp_path, "anna"))["stale"]
+    assert merge(third, read_manual(tmp_path, "anna")).stale
     path = tmp_path / "manual" / "anna.yaml"
     kept = [line for line in path.read_text("utf-8").splitlines() if "look_again" not in line]
     path.write_text("\n".join(kept), encoding="utf-8")
     merged = merge(third, read_manual(tmp_path, "anna"))
-    assert (merged["earned"], merged["stale"]) == (11, False)
+    assert (merged.earned, merged.stale) == (11, False)
 
 
 def test_a_form_that_a_person_wrote_becomes_that_of_the_present_submission(tmp_path):
     write_text(tmp_path / "manual" / "anna.yaml", "exercises:\n  lab02.3: {points: 3, comment: right}\n")
-    assert not merge(made(), read_manual(tmp_path, "anna"))["stale"]
+    assert not merge(made(), read_manual(tmp_path, "anna")).stale
     write_manual(made(), ENTRY, tmp_path, RUBRICS)
     assert form_of(tmp_path)["submission"] == "s1"
     merged = merge(made(), read_manual(tmp_path, "anna"))
-    assert (merged["earned"], merged["stale"]) == (12, False)
+    assert (merged.earned, merged.stale) == (12, False)
     write_manual(made(sha256="s2"), ENTRY, tmp_path, RUBRICS)
-    assert merge(made(sha256="s2"), read_manual(tmp_path, "anna"))["stale"]
+    assert merge(made(sha256="s2"), read_manual(tmp_path, "anna")).stale
 
 
 @pytest.mark.parametrize("comment", ["yes", "2026-11-26", "1.50", "null and void", "good: but", "~ fine"])
@@ -605,7 +605,7 @@ def test_a_comment_is_what_a_person_wrote(tmp_path, comment):
     quoted = f"'{comment}'" if ":" in comment else comment
     text = f"submission: s1\nexercises:\n  lab02.4:\n    points: 1\n    comment: {quoted}\n"
     write_text(tmp_path / "manual" / "anna.yaml", text)
-    assert merge(made(), read_manual(tmp_path, "anna"))["exercises"][3]["comment"] == comment
+    assert merge(made(), read_manual(tmp_path, "anna")).exercises[3].comment == comment
 
 
 def test_a_form_that_is_no_utf_8_is_named(tmp_path):
@@ -634,18 +634,18 @@ def test_one_question_is_marked_for_the_whole_class(tmp_path, monkeypatch, capsy
     assert said.count("*Rubric.* 1 point: one leaf with two members") == 1
     assert "boris" not in said
     assert "\x1b" not in said
-    marks = {result["student"]: read_manual(tmp_path, result["student"])["exercises"]["lab02.4"] for result in class_}
+    marks = {result.student: read_manual(tmp_path, result.student)["exercises"]["lab02.4"] for result in class_}
     assert [mark["points"] for mark in marks.values()] == [1, None, None, 2]
     assert marks["anna"]["comment"] == "half: right"
     assert "    answer: |-\n      One set.\n" in (tmp_path / "manual" / "anna.yaml").read_text("utf-8")
-    write_json(tmp_path / "auto" / "anna.json", anna := made("anna", sha256="s2", answers=("New.", "z")))
+    anna = write_result(made("anna", sha256="s2", answers=("New.", "z")), tmp_path)
     write_manual(anna, ENTRY, tmp_path, RUBRICS)
     given = iter(["2.5", "2", "", EOFError])
     assert main(["mark", str(tmp_path), "lab02.4"]) == 0
     assert "anna, 1 point before" in capsys.readouterr().out
     merged = merge(anna, read_manual(tmp_path, "anna"))
-    assert (merged["earned"], merged["stale"]) == (11, False)
-    assert merged["exercises"][3]["comment"] == "half: right"
+    assert (merged.earned, merged.stale) == (11, False)
+    assert merged.exercises[3].comment == "half: right"
     assert main(["mark", str(tmp_path), "lab02.1"]) == 2
     assert "no written question 'lab02.1', it has lab02.4, lab02.5" in capsys.readouterr().err
 
@@ -667,8 +667,11 @@ def test_marks_of_what_can_not_be_read_any_more_count_and_are_not_asked_for_agai
 
 def page(**marks) -> str:
     result = made(earned=(4, 5, 0))
-    parts = [{"name": name, "points": 1, "earned": 0, "passed": False, "feedback": "cut at t."} for name in "abc"]
-    result["exercises"][2]["parts"] = [*parts[:2], parts[2] | {"feedback": "sizes only fall.", "mistake": True}]
+    parts = [PartResult(name, 1, 0, False, "cut at t.") for name in "ab"]
+    parts += [PartResult("c", 1, 0, False, "sizes only fall.", mistake=True)]
+    rows = list(result.exercises)
+    rows[2] = replace(rows[2], parts=tuple(parts))
+    result = replace(result, exercises=tuple(rows))
     given = {"submission": "s0", "exercises": {name.replace("_", "."): mark for name, mark in marks.items()}}
     return html_report(merge(result, given), ENTRY, headings(ROOT / "labs" / "lab02_process_steps.ipynb"))
 
@@ -740,8 +743,8 @@ def test_a_result_holds_no_control_characters(tmp_path):
     answer = nbformat.v4.new_markdown_cell("A \x9b2J\r\n\x1b[0m B", metadata={"exercise": "lab02.4"})
     work = write_text(tmp_path / "a.ipynb", nbformat.writes(nbformat.v4.new_notebook(cells=[answer])))
     submission = read_submission(work, "anna", ENTRY)
-    graded = grade_submission(submission, "lab02", ENTRY, 5, "reduced")  # no cell of code, so no worker
-    assert graded["exercises"][3]["answer"] == "A _2J\n_[0m B"
+    graded = grade_submission(submission, Grading("lab02", ENTRY, 5, "reduced"))  # no cell of code, so no worker
+    assert graded.exercises[3].answer == "A _2J\n_[0m B"
 
 
 def test_a_terminal_without_a_students_letters_shows_the_others(tmp_path, monkeypatch):

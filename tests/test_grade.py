@@ -26,6 +26,7 @@ from grader.feedback import final_grades, merge
 from grader.grade import find_submissions, load_manifest
 from grader.labs import exercises
 from grader.release import release
+from grader.results import Grading, Result
 from grader.sandbox import best_isolation
 from grader.source import SourceError, build, read_source
 from grader.submission import SubmissionError, read_submission
@@ -65,11 +66,11 @@ def test_a_class_of_thirty(tmp_path, capsys):
     earned = thirty.write_class(tmp_path / "class")
     assert len(earned) == 30
     assert grade(tmp_path / "class", tmp_path / "out") == 0
-    grades = {g["student"]: g for g in final_grades(tmp_path / "out")}
-    assert {student: g["earned"] for student, g in grades.items()} == earned
+    grades = {g.student: g for g in final_grades(tmp_path / "out")}
+    assert {student: g.earned for student, g in grades.items()} == earned
     assert capsys.readouterr().out.count(" of 16") == 30
     hints = {e.id: {m.name: m.hint for m in e.mistakes} for e in exercises("lab02")}["lab02.2"]
-    feedback = [part["feedback"] for part in grades["fatma"]["exercises"][1]["parts"]]
+    feedback = [part.feedback for part in grades["fatma"].exercises[1].parts]
     assert hints["equal tokens"] in feedback
     for student, format_ in (("anna", "html"), ("anna", "csv"), ("anna", "gradescope"), ("anna", "moodle")):
         assert main(["export", str(tmp_path / "out"), "--format", format_]) == 0, (student, format_)
@@ -86,7 +87,7 @@ def test_a_submission_is_graded_once_until_it_changes(tmp_path, monkeypatch, cap
     edited = thirty.notebook(lab02_1="def process_sets(completions): raise SystemExit", lab02_2="def f(): pass")
     work.write_text(nbformat.writes(edited))
     assert grade(tmp_path / "in", tmp_path / "out") == 0
-    assert json.loads(result.read_text())["earned"] == 3
+    assert json.loads(result.read_text()).earned == 3
     assert "   3 of 16" in capsys.readouterr().out
 
 
@@ -95,17 +96,17 @@ def test_a_change_of_the_grader_or_of_the_lab_grades_again(tmp_path, monkeypatch
 
     seen = []
 
-    def pretend(submission, lab, entry, seed, isolation):
+    def pretend(submission, grading):
         seen.append(submission.student)
-        return module.result(submission.student, lab, submission.sha256, seed, isolation, [])
+        return module._result(grading, submission.student, submission.sha256, [])
 
     monkeypatch.setattr(module, "grade_submission", pretend)
     write(tmp_path / "in", "anna.ipynb", nbformat.writes(thirty.stub()))
     auto = tmp_path / "out" / "auto" / "anna.json"
 
     def run():
-        manifest, out = {"lab02": ENTRY}, tmp_path / "out"
-        list(module.grade_folder(tmp_path / "in", "lab02", manifest, 5, out, "reduced", progress=False))
+        grading = Grading("lab02", ENTRY, 5, "reduced")
+        list(module.grade_folder(tmp_path / "in", grading, tmp_path / "out", progress=False))
 
     run(), run()
     assert len(seen) == 1
@@ -157,7 +158,7 @@ def test_the_version_is_that_of_the_code_the_lab_is_graded_with(monkeypatch, tmp
 
 def test_names_of_students_can_do_no_harm(tmp_path, monkeypatch, capsys):
     """A line break would end a comment in the form for marks, a long name is one that no file may have."""
-    monkeypatch.setattr("grader.grade.grade_submission", lambda s, *_: made_result(s.student, sha256=s.sha256))
+    monkeypatch.setattr("grader.grade.grade_submission", lambda s, _: typed(s.student, sha256=s.sha256))
     names = ["a\nb: {", "\x1b[2J", "\udcff", "l" * 247, "M. Müller", "$(id)", "-x", "=1+1", "\u202ecod", " "]
     folder = tmp_path / "in"
     for name in names:
@@ -166,7 +167,7 @@ def test_names_of_students_can_do_no_harm(tmp_path, monkeypatch, capsys):
         write(folder / name, "a.ipynb", nbformat.writes(thirty.stub()))
     (folder / "..ipynb").write_text("")  # hidden
     assert grade(folder, tmp_path / "out", "--accept-reduced") == 0
-    students = {g["student"] for g in final_grades(tmp_path / "out")}
+    students = {g.student for g in final_grades(tmp_path / "out")}
     assert len(students) == len(names) + 2
     assert {"a_b: {", "_[2J", "_", "J. Doe_1_file_", "J. Smith_2_file_", "M. Müller"} <= students
     assert len(list((tmp_path / "out" / "manual").iterdir())) == len(students)
@@ -196,8 +197,8 @@ def test_cells_that_end_the_worker_are_tried_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Worker", Ended)
     submission = read(write(tmp_path, "a.ipynb", nbformat.writes(thirty.notebook())))
     exercise = exercises("lab02")[1]
-    parts = module.grade_exercise(exercise, submission, "", 5, "reduced")
-    assert [part["feedback"] for part in parts] == [module.KINDS["timeout"]] * len(exercise.parts)
+    parts = module.grade_exercise(exercise, submission, Grading("lab02", {"setup": ""}, 5, "reduced"))
+    assert [part.feedback for part in parts] == [module.KINDS["timeout"]] * len(exercise.parts)
     assert len(started) == 1
     assert len(parts) > 1
 
@@ -237,8 +238,10 @@ def test_the_exact_score_of_an_answer(tmp_path, body, points):
     from grader.grade import grade_exercise
 
     submission = read(write(tmp_path, "a.ipynb", nbformat.writes(thirty.notebook(lab02_2=RIGHT + body))))
-    parts = grade_exercise(exercises("lab02")[1], submission, "import torch", 5, "bubblewrap")
-    assert sum(part["earned"] for part in parts) == points
+    parts = grade_exercise(
+        exercises("lab02")[1], submission, Grading("lab02", {"setup": "import torch"}, 5, "bubblewrap")
+    )
+    assert sum(part.earned for part in parts) == points
     assert "TELL" not in json.dumps(parts)  # neither hidden inputs nor anything else that the student's code says
 
 
@@ -297,8 +300,8 @@ def test_a_fault_of_the_grader_is_said_and_stops_nobody(tmp_path, monkeypatch, c
         write(tmp_path / "in", f"{name}.ipynb", nbformat.writes(thirty.stub()))
     assert grade(tmp_path / "in", tmp_path / "out", "--accept-reduced") == 0
     grades = final_grades(tmp_path / "out")
-    assert [g["failed"] for g in grades] == [f"{kind.__name__}: a fault"] * 2
-    assert [g["problem"] for g in grades] == ["the grader failed on this submission: a person has to grade it"] * 2
+    assert [g.failed for g in grades] == [f"{kind.__name__}: a fault"] * 2
+    assert [g.problem for g in grades] == ["the grader failed on this submission: a person has to grade it"] * 2
     assert capsys.readouterr().out.count(f"the grader failed on all of it: {kind.__name__}: a fault\n") == 2
 
 
@@ -496,6 +499,10 @@ def made_result(student="anna", earned=(4, 5, 0), sha256="s1") -> dict:
     return head | {"problem": None, "earned": sum(earned), "points": 16, "exercises": rows}
 
 
+def typed(*arguments, **options) -> Result:
+    return Result.from_json(made_result(*arguments, **options))
+
+
 @pytest.fixture
 def graded(tmp_path):
     from minigrpo.files import write_json
@@ -510,16 +517,16 @@ def marks(**exercises) -> dict:
 
 
 def test_a_persons_mark_wins():
-    final = merge(made_result(), marks(lab02_4={"points": 2}, lab02_3={"delta": 1, "comment": "nearly"}))
-    assert final["earned"] == 4 + 5 + 1 + 2
-    assert [row["by"] for row in final["exercises"]] == ["grader", "grader", "person", "person", "grader"]
-    assert [row["open"] for row in final["exercises"]] == [False, False, False, False, True]
-    assert not final["stale"]
+    final = merge(typed(), marks(lab02_4={"points": 2}, lab02_3={"delta": 1, "comment": "nearly"}))
+    assert final.earned == 4 + 5 + 1 + 2
+    assert [row.by for row in final.exercises] == ["grader", "grader", "person", "person", "grader"]
+    assert [row.open for row in final.exercises] == [False, False, False, False, True]
+    assert not final.stale
 
 
 def test_marks_for_an_earlier_submission_are_flagged():
-    assert merge(made_result(sha256="s2"), marks(lab02_4={"points": 2}))["stale"]
-    assert not merge(made_result(sha256="s2"), marks(lab02_4={"points": None}))["stale"]
+    assert merge(typed(sha256="s2"), marks(lab02_4={"points": 2})).stale
+    assert not merge(typed(sha256="s2"), marks(lab02_4={"points": None})).stale
 
 
 @pytest.mark.parametrize(
@@ -532,11 +539,11 @@ def test_marks_for_an_earlier_submission_are_flagged():
 )
 def test_marks_out_of_range_are_refused(given, sentence):
     with pytest.raises(ValueError, match=sentence):
-        merge(made_result(), marks(**given))
+        merge(typed(), marks(**given))
 
 
 def test_a_comment_may_look_like_anything():
-    assert merge(made_result(), marks(lab02_4={"points": 1, "comment": 3}))["exercises"][3]["comment"] == "3"
+    assert merge(typed(), marks(lab02_4={"points": 1, "comment": 3})).exercises[3].comment == "3"
 
 
 def test_two_labs_in_one_folder_are_refused(graded):
@@ -569,15 +576,15 @@ def test_the_public_seed_is_refused(tmp_path, capsys):
 def test_a_form_for_marks_is_written_once_and_read_back(graded):
     from grader.feedback import read_manual, write_manual
 
-    write_manual(made_result(), ENTRY, graded)
+    write_manual(typed(), ENTRY, graded)
     path = graded / "manual" / "anna.yaml"
     form = yaml.safe_load(path.read_text())
     assert set(form["exercises"]) == {"lab02.4", "lab02.5"}
     assert form["exercises"]["lab02.4"]["answer"] == "<script>alert(1)</script>"
     form["exercises"]["lab02.4"]["points"] = 1
     path.write_text(yaml.safe_dump(form))
-    write_manual(made_result(), ENTRY, graded)
-    assert merge(made_result(), read_manual(graded, "anna"))["earned"] == 4 + 5 + 0 + 1
+    write_manual(typed(), ENTRY, graded)
+    assert merge(typed(), read_manual(graded, "anna")).earned == 4 + 5 + 0 + 1
     path.write_text("exercises: [1]")
     with pytest.raises(ValueError, match="must hold `submission` and `exercises`"):
         final_grades(graded)
@@ -598,7 +605,8 @@ def test_gradescope_writes_zero_first_and_then_what_was_earned(tmp_path, monkeyp
     out = tmp_path / "results.json"
     seen = []
     monkeypatch.setattr(
-        "grader.cli.grade_submission", lambda *a: seen.append(json.loads(out.read_text())) or made_result()
+        "grader.cli.grade_submission",
+        lambda *a: seen.append(json.loads(out.read_text())) or typed(),
     )
     options = ["--lab", "lab02", "--seed", "1", "--accept-reduced", "--out", str(out)]
     assert main(["gradescope", str(work.parent), *options]) == 0

@@ -14,6 +14,7 @@ from grader import grade
 from grader.check import attempt, public_report
 from grader.drivers import DRIVERS
 from grader.labs import find_exercise, lab06
+from grader.results import Grading
 from grader.sandbox import Answer
 
 INTERVAL = find_exercise("lab06.3")
@@ -75,9 +76,9 @@ def test_what_is_remembered_for_a_seed_is_asked_of_a_new_process(monkeypatch, ar
     monkeypatch.setattr(grade, "Worker", WorkerHere)
     cells = [("lab06.3", REMEMBERS.replace("SEED", argument))]
     submission = SimpleNamespace(cells_for=lambda exercise_id: cells, left_out=lambda exercise_id: "")
-    parts = grade.grade_exercise(INTERVAL, submission, "", 5, "reduced")
-    assert [part["earned"] for part in parts] == earned
-    assert {part["feedback"] for part in parts if not part["earned"]} <= {grade.KINDS["changed"]}
+    parts = grade.grade_exercise(INTERVAL, submission, Grading("lab06", {"setup": ""}, 5, "reduced"))
+    assert [part.earned for part in parts] == earned
+    assert {part.feedback for part in parts if not part.earned} <= {grade.KINDS["changed"]}
 
 
 def test_one_generator_for_all_calls_is_no_seed():

@@ -13,6 +13,7 @@ from grader import grade
 from grader.check import attempt, public_report
 from grader.exercise import difference
 from grader.labs import find_exercise
+from grader.results import Grading
 from grader.sandbox import Answer, Failure, Worker, best_isolation, bubblewrap_problem
 
 
@@ -242,9 +243,11 @@ def test_a_judge_that_raises_costs_its_part_alone(monkeypatch):
         cells_for = staticmethod(lambda ident: [])
         left_out = staticmethod(lambda ident: [])
 
-    parts = grade.grade_exercise(replace(exercise, judge=judge), Submission, "", 5, "reduced")
-    assert [part["earned"] for part in parts] == [2, 0, 1]
-    assert parts[1]["feedback"] == grade.KINDS["protocol"]
+    parts = grade.grade_exercise(
+        replace(exercise, judge=judge), Submission, Grading("lab02", {"setup": ""}, 5, "reduced")
+    )
+    assert [part.earned for part in parts] == [2, 0, 1]
+    assert parts[1].feedback == grade.KINDS["protocol"]
 
 
 def test_a_judge_that_raises_is_said_in_a_sentence():

@@ -14,6 +14,7 @@ import torch
 
 from grader import confine, sandbox
 from grader.grade import grade_folder
+from grader.results import Grading
 from grader.sandbox import Answer, Failure, SandboxError, Worker, best_isolation, bubblewrap_problem
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
@@ -141,7 +142,7 @@ def test_submissions_and_grades_that_workers_would_see_are_refused(tmp_path, mon
 
     def grade(folder: Path, out: Path, isolation: str = "bubblewrap") -> list[dict]:
         entry = {"notebook": "lab.ipynb", "exercises": []}
-        return list(grade_folder(folder, "lab02", {"lab02": entry}, 5, out, isolation, progress=False))
+        return list(grade_folder(folder, Grading("lab02", entry, 5, isolation), out, progress=False))
 
     for folder, out in [
         (shown / "in", hidden / "out"),

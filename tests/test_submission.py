@@ -20,6 +20,7 @@ from grader.cli import main
 from grader.exercise import Artifact
 from grader.feedback import final_grades
 from grader.grade import find_submissions, grade_files, load_manifest
+from grader.results import ExerciseResult, PartResult, Result
 from grader.source import SourceError, build
 from grader.submission import SubmissionError, read_apart, read_submission
 from tests import class_of_thirty as thirty
@@ -310,7 +311,8 @@ def test_the_notebook_of_another_lab_is_called_that(tmp_path):
     assert set(read(tmp_path, json.dumps(both)).exercises) == ALL
 
 
-PASSED, FAILED = {"passed": True, "feedback": ""}, {"passed": False, "feedback": "why"}
+PASSED = {"name": "a", "points": 1, "earned": 1, "passed": True, "feedback": ""}
+FAILED = {"name": "b", "points": 1, "earned": 0, "passed": False, "feedback": "why"}
 FILES = tuple(next(row for row in MANIFEST["lab09"]["exercises"] if row["kind"] == "artifact")["files"])
 
 
@@ -331,8 +333,12 @@ def test_two_metrics_cost_the_files_alone(tmp_path):
     grader = Artifact(
         "lab09.3", 6, FILES, lambda contents, seed: [PASSED, FAILED | {"feedback": str(sorted(contents))}]
     )
-    assert grade_files(grader, found, 5) == [PASSED, FAILED | {"feedback": f"{sorted(FILES)}; {problem}"}]
-    assert grade_files(grader, same, 5) == [PASSED, FAILED | {"feedback": str(sorted(FILES))}]
+
+    def parts(feedback):
+        return [PartResult(**PASSED), PartResult(**FAILED | {"feedback": feedback})]
+
+    assert grade_files(grader, found, 5) == parts(f"{sorted(FILES)}; {problem}")
+    assert grade_files(grader, same, 5) == parts(str(sorted(FILES)))
 
 
 # What a folder holds
@@ -369,12 +375,11 @@ def grade(folder, out, lab="lab02") -> int:
 def _all_points(monkeypatch):
     """Grading without a sandbox: whatever can be read earns 12 points."""
 
-    def full(submission, lab, entry, seed, isolation):
-        rows = [{"id": "lab02.1", "kind": "code", "points": 12, "earned": 12, "parts": [], "answer": None}]
-        return {
-            "student": submission.student, "lab": lab, "sha256": submission.sha256, "seed": seed, "version": "1",
-            "isolation": isolation, "problem": None, "earned": 12, "points": 12, "exercises": rows,
-        }  # fmt: skip
+    def full(submission, grading):
+        rows = (ExerciseResult("lab02.1", "code", 12, 12),)
+        head = {"student": submission.student, "lab": grading.lab, "sha256": submission.sha256, "seed": grading.seed}
+        head |= {"version": "1", "isolation": grading.isolation, "problem": None}
+        return Result(**head, earned=12, points=12, exercises=rows)
 
     monkeypatch.setattr("grader.grade.grade_submission", full)
 
@@ -390,8 +395,8 @@ def test_nothing_that_was_handed_in_vanishes_or_stops_the_others(tmp_path, capsy
     write(folder, f"{'l' * 240}.pdf", "long")
     shutil.copy(thirty.ROOT / "labs" / "lab03_monte_carlo_rewards.ipynb", folder / "emil.ipynb")
     assert grade(folder, tmp_path / "out") == 0
-    grades = {grade["student"]: grade for grade in final_grades(tmp_path / "out")}
-    why = {student: grade["problem"] for student, grade in grades.items()}
+    grades = {grade.student: grade for grade in final_grades(tmp_path / "out")}
+    why = {student: grade.problem for student, grade in grades.items()}
     assert why.pop("anna") is None
     assert why.pop("boris") is None
     assert sorted(sentence.split(":")[0] for sentence in why.values()) == sorted(
@@ -408,7 +413,7 @@ def test_nothing_that_was_handed_in_vanishes_or_stops_the_others(tmp_path, capsy
     assert all(f"not graded: {sentence}" in said for sentence in why.values())
     write(tmp_path, "later/chen.ipynb", SOLVED)
     assert grade(tmp_path / "later", tmp_path / "out") == 0
-    assert {grade["student"]: grade["earned"] for grade in final_grades(tmp_path / "out")}["chen"] == 12
+    assert {grade.student: grade.earned for grade in final_grades(tmp_path / "out")}["chen"] == 12
 
 
 @pytest.mark.usefixtures("_all_points")
