@@ -39,8 +39,8 @@ test-trl-%: .venv/trl-%/.installed
 lessons: .venv/.installed-dev ## run the lessons again, in place (ARGS=02: one); test ARGS="-m lessons" compares
 	$(VENV_PY) lessons/run.py $(ARGS)
 
-lint: .venv/.installed-dev ## check style and format, change nothing
-	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check .
+lint: .venv/.installed-dev ## check style, format and types, change nothing
+	@$(VENV_PY) -m ruff check . && $(VENV_PY) -m ruff format --check . && $(VENV_PY) -m ty check --python .venv minigrpo grader
 
 format: .venv/.installed-dev ## mend style and format
 	@$(VENV_PY) -m ruff check --fix . && $(VENV_PY) -m ruff format .

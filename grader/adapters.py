@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -125,7 +126,7 @@ class Config:
     targets: tuple[str, ...]
 
 
-def _json(content: bytes, name: str) -> object:
+def _json(content: bytes, name: str) -> Any:
     """JSON without NaN and without a key twice. Raises ArtifactError."""
 
     def refuse(word: str) -> None:
@@ -174,25 +175,7 @@ def read_weights(content: bytes | None, layers: Mapping[str, nn.Linear], r: int)
     """Read the adapter: float32, exactly the names and shapes that its configuration gives. Raises ArtifactError."""
     if content is None:
         raise ArtifactError(f"{WEIGHTS} is missing")
-    if not 8 < len(content) <= MAX_WEIGHTS:
-        raise ArtifactError(f"{WEIGHTS} must be at most {MAX_WEIGHTS >> 20} MB, and not empty")
-    (size,) = struct.unpack("<Q", content[:8])
-    if size > min(MAX_HEADER, len(content) - 8):
-        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
-    header = _json(content[8 : 8 + size], WEIGHTS)
-    if not isinstance(header, dict):
-        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
-    wanted = {}
-    for name, layer in layers.items():
-        wanted[f"{PREFIX}{name}.lora_A.weight"] = [r, layer.in_features]
-        wanted[f"{PREFIX}{name}.lora_B.weight"] = [layer.out_features, r]
-    found = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if set(found) != set(wanted):
-        raise ArtifactError(f"{WEIGHTS} must hold the {len(wanted)} tensors of its configuration and no others")
-    for name, shape in wanted.items():
-        entry = found[name]
-        if not isinstance(entry, dict) or entry.get("dtype") != "F32" or entry.get("shape") != shape:
-            raise ArtifactError(f"{name} must be float32 of shape {tuple(shape)}")
+    _check_header(_weights_header(content), layers, r)
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError) as error:
@@ -206,6 +189,34 @@ def read_weights(content: bytes | None, layers: Mapping[str, nn.Linear], r: int)
             "long enough for an answer?)"
         )
     return tensors
+
+
+def _weights_header(content: bytes) -> dict[str, Any]:
+    """The JSON in front of the tensors: its length in eight bytes, then its text."""
+    if not 8 < len(content) <= MAX_WEIGHTS:
+        raise ArtifactError(f"{WEIGHTS} must be at most {MAX_WEIGHTS >> 20} MB, and not empty")
+    (size,) = struct.unpack("<Q", content[:8])
+    if size > min(MAX_HEADER, len(content) - 8):
+        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
+    header = _json(content[8 : 8 + size], WEIGHTS)
+    if not isinstance(header, dict):
+        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
+    return header
+
+
+def _check_header(header: Mapping[str, Any], layers: Mapping[str, nn.Linear], r: int) -> None:
+    """Require exactly the tensors of a configuration: two a layer, A and B."""
+    wanted = {}
+    for name, layer in layers.items():
+        wanted[f"{PREFIX}{name}.lora_A.weight"] = [r, layer.in_features]
+        wanted[f"{PREFIX}{name}.lora_B.weight"] = [layer.out_features, r]
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if set(tensors) != set(wanted):
+        raise ArtifactError(f"{WEIGHTS} must hold the {len(wanted)} tensors of its configuration and no others")
+    for name, shape in wanted.items():
+        entry = tensors[name]
+        if not isinstance(entry, dict) or entry.get("dtype") != "F32" or entry.get("shape") != shape:
+            raise ArtifactError(f"{name} must be float32 of shape {tuple(shape)}")
 
 
 @dataclass(frozen=True)

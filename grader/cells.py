@@ -17,6 +17,8 @@ NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what read
 ANYTHING = "*"  # what `from math import *` makes
 OF_PYTHON = ("time", "timeit", "prun", "capture")  # cell magics whose body is run as it stands; others are no code
 
+DECORATED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -152,11 +154,14 @@ def imported(cells: Iterable[Cell]) -> frozenset[str]:
 
 def _segment(lines: list[bytes], node: ast.stmt) -> str:
     """The text of a statement, with its decorators; offsets of the parser count bytes."""
+    assert node.end_lineno is not None  # the parser gives it always
+    assert node.end_col_offset is not None
     first, start = node.lineno, node.col_offset
-    if getattr(node, "decorator_list", []):
-        first, start = node.decorator_list[0].lineno, 0
+    decorators = node.decorator_list if isinstance(node, DECORATED) else []
+    if decorators:
+        first, start = decorators[0].lineno, 0
     text = b"".join(lines[first - 1 : node.end_lineno])
-    tail = len(lines[node.end_lineno - 1]) - node.end_col_offset
+    tail = len(lines[node.end_lineno - 1]) - node.end_col_offset  # bytes of the last line after the statement
     return text[start : len(text) - tail].decode()
 
 

@@ -114,7 +114,9 @@ def _reason(found: Attempt) -> str:
     """What is wrong, in a sentence: of the answer, of its form, or what the code raised."""
     if _raised(found):
         return f"your code raised {found.error}"
-    return f"the answer can't be graded: {found.error.partition(': ')[2]}" if found.error else found.wrong
+    if found.error:
+        return f"the answer can't be graded: {found.error.partition(': ')[2]}"
+    return found.wrong or ""
 
 
 def _the_call_that_fails(exercise: Exercise, found: Attempt) -> Attempt:

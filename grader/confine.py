@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 USERS = range(60578, 61184)  # ids that systemd's table of users leaves free; one for each worker in turn
-PYTHON = os.path.realpath(sys._base_executable)
+PYTHON = os.path.realpath(getattr(sys, "_base_executable"))  # noqa: B009  (no public name, and no annotation)
 BASE = os.path.realpath(sys.base_prefix)
 SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages()) if p in sys.path]
 
@@ -81,7 +81,7 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
     options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp"]
     for folder in ("/dev", *hidden, "/"):
         options += ["--remount-ro", folder]
-    return [shutil.which("bwrap"), *options, "--"]
+    return [shutil.which("bwrap") or "bwrap", *options, "--"]
 
 
 def environment(home: str, threads: int) -> dict[str, str]:

@@ -180,7 +180,8 @@ def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
         return MOODLE_KEYS, "Grade", "Feedback comments"
     places = range(2, len(sheet.header))
     values = {at: {row[sheet.header[at]] for row in sheet.rows} for at in places}
-    maximum = [at for at in places if len(values[at]) == 1 and re.fullmatch(r"\d+([.,]\d+)?", *values[at])]
+    one_number = re.compile(r"\d+([.,]\d+)?")
+    maximum = [at for at in places if len(values[at]) == 1 and one_number.fullmatch(next(iter(values[at])))]
     identified = all(re.search(r"\d$", row[sheet.header[0]]) for row in sheet.rows)
     if len(maximum) != 1 or not identified:
         raise ValueError(

@@ -7,7 +7,6 @@ that were given, with a line at each that has to be looked at again; the earlier
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -168,16 +167,12 @@ def merge(result: Result, marks: Mapping) -> Grade:
     if given:
         raise ValueError(f"{result.student}: {result.lab} has no exercise {', '.join(map(str, given))}")
     replaced = bool(rows) and all(row.by == "person" for row in rows)
-    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    return Grade(
-        **fields
-        | {
-            "exercises": rows,
-            "problem": None if replaced else result.problem,
-            "earned": sum(row.earned for row in rows),
-            "stale": any(row.stale for row in rows),
-            "ungraded": any(row.ungraded for row in rows),
-        }
+    return result.graded(
+        exercises=rows,
+        problem=None if replaced else result.problem,
+        earned=sum(row.earned for row in rows),
+        stale=any(row.stale for row in rows),
+        ungraded=any(row.ungraded for row in rows),
     )
 
 
@@ -188,17 +183,13 @@ def _marked_exercise(result: Result, row: ExerciseResult, mark: Mapping, other: 
     if not 0 <= earned <= row.points:
         raise ValueError(f"{result.student}: {row.id} can earn 0 to {row.points} points, marked {earned:g}")
     by_hand = (row.kind == "written" and bool(row.answer)) or bool(row.failed)
-    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return MarkedExercise(
-        **fields
-        | {
-            "earned": earned,
-            "comment": str(mark.get("comment") or ""),
-            "by": "person" if marked(mark) else "grader",
-            "open": by_hand and points is None and not result.problem,
-            "stale": marked(mark) and (other or bool(mark.get("look_again"))),
-            "ungraded": bool(result.failed or row.failed) and not marked(mark),
-        }
+    return row.marked(
+        earned=earned,
+        comment=str(mark.get("comment") or ""),
+        by="person" if marked(mark) else "grader",
+        open=by_hand and points is None and not result.problem,
+        stale=marked(mark) and (other or bool(mark.get("look_again"))),
+        ungraded=bool(result.failed or row.failed) and not marked(mark),
     )
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -73,7 +73,7 @@ class Turns:
         self._working = self._alone = 0  # exercises; those that work alone or wait to
 
     @contextmanager
-    def take(self, *, alone: bool) -> Iterator[None]:
+    def take(self, *, alone: bool) -> Generator[None]:
         with self._changed:
             self._alone += alone
             self._changed.wait_for(lambda: not (self._working if alone else self._alone))
@@ -208,7 +208,7 @@ def _grade_part(part: Part, workers: _Workers) -> PartResult:
         case = exercise.case(part, workers.grading.seed, index)
         answer = workers.ask(case)
         attempts.append(_attempt(exercise, case, answer))
-        if exercise.seeded and index == 0 and attempts[-1].passed:
+        if exercise.seeded and index == 0 and isinstance(answer, Answer) and attempts[-1].passed:
             attempts[-1] = _asked_again(exercise, case, answer, workers)
         if not attempts[-1].passed:
             return _explained(exercise, part, attempts)
@@ -219,7 +219,7 @@ def _asked_again(exercise: Exercise, case: Case, answer: Answer, workers: _Worke
     """Ask a new process for what has to follow from a seed: the very same answer."""
     again = workers.ask_anew(case)
     attempt = _attempt(exercise, case, again)
-    if attempt.passed and not exercise.repeats(answer.value, again.value):
+    if isinstance(again, Answer) and attempt.passed and not exercise.repeats(answer.value, again.value):
         return Attempt(case, None, error="changed")
     return attempt
 

@@ -64,7 +64,7 @@ def carried(value, *, finite: bool):
     return unpack(pack({}, value, finite=finite)[4:], finite=finite)[1]
 
 
-def _encode(value, depth: int, arrays: list[bytes], finite: bool):
+def _encode(value, depth: int, arrays: list[bytes], finite: bool):  # noqa: C901  (a table of kinds, one a line)
     if depth > MAX_DEPTH:
         raise ProtocolError(f"the value is nested more than {MAX_DEPTH} deep")
     match value:  # by the base that it has: its own methods run here, on the sender's side, and never where it arrives
@@ -85,11 +85,16 @@ def _encode(value, depth: int, arrays: list[bytes], finite: bool):
         case np.ndarray():
             return {"numpy": _array(value, value.dtype.name, value.nbytes, arrays, finite)}
         case torch.Tensor():
-            if value.layout != torch.strided or value.is_meta:
-                raise ProtocolError(f"{_name(value)} is sparse or holds no values")
-            size, name = value.numel() * value.element_size(), str(value.dtype).removeprefix("torch.")
-            return {"torch": _array(value, name, size, arrays, finite)}
+            return {"torch": _tensor(value, arrays, finite)}
     raise ProtocolError(f"{_name(value)} is none of numbers, text, lists, dicts, tensors and arrays")
+
+
+def _tensor(value: torch.Tensor, arrays: list[bytes], finite: bool) -> list:
+    """As `_array`, of a tensor."""
+    if value.layout != torch.strided or value.is_meta:
+        raise ProtocolError(f"{_name(value)} is sparse or holds no values")
+    size = value.numel() * value.element_size()
+    return _array(value, str(value.dtype).removeprefix("torch."), size, arrays, finite)
 
 
 def _array(value, name: str, size: int, arrays: list[bytes], finite: bool) -> list:

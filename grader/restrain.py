@@ -134,8 +134,9 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
     lines += [*_if(BPF_JGE_K, UNKNOWN, _give(ENOSYS)), *_if(BPF_JEQ_K, CLONE3[at], _give(ENOSYS))]
     for calls in REFUSED.values():
         for numbers in calls.values():
-            if numbers[at] is not None:
-                lines += _if(BPF_JEQ_K, numbers[at], _give(EPERM))
+            number = numbers[at]
+            if number is not None:
+                lines += _if(BPF_JEQ_K, number, _give(EPERM))
     argument = (BPF_LD_W_ABS, 0, 0, ARGUMENT)
     families = [line for family in FAMILIES.values() for line in _if(BPF_JEQ_K, family, _give(ALLOW))]
     for numbers in SOCKETS.values():

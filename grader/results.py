@@ -50,6 +50,10 @@ class ExerciseResult:
     answer: str | None = None  # of a written question
     failed: str | None = None  # what the grader itself failed with: for instructors alone
 
+    def marked(self, **changes: Any) -> MarkedExercise:
+        """The exercise after a person's marks."""
+        return MarkedExercise(**vars(self) | changes)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -67,6 +71,10 @@ class Result:
     exercises: tuple[ExerciseResult, ...]
     failed: str | None = None  # what the grader itself failed with, where it could grade nothing
     stray: bool = False  # no notebook: perhaps a file that lies beside a submission
+
+    def graded(self, **changes: Any) -> Grade:
+        """The result after a person's marks."""
+        return Grade(**vars(self) | changes)
 
     def to_json(self) -> dict[str, Any]:
         """The result as it lies on disk."""
@@ -87,7 +95,7 @@ class Result:
         return _known(cls, {**saved, "exercises": tuple(exercises)})
 
 
-def _known(kind: type, saved: Mapping[str, Any]) -> Any:
+def _known(kind: Any, saved: Mapping[str, Any]) -> Any:
     """A dataclass from a mapping that may have more keys."""
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in saved.items() if name in names})

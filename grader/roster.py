@@ -175,7 +175,7 @@ def _read_names(path: Path) -> dict[str, str]:
 
 
 def _write_names(path: Path, given: Mapping[str, str], missing: Sequence[str]) -> None:
-    lines = {_composed(student): "" for student in missing} | given
+    lines = {_composed(student): "" for student in missing} | dict(given)
     rows = [[cell(student), cell(number)] for student, number in lines.items()]
     write_text(path, "\ufeff" + csv_text([NAMES, *rows]))  # the mark tells Excel that this is UTF-8
 

@@ -95,6 +95,7 @@ class Worker:
         with contextlib.ExitStack() as stack:
             self._start(stack)
             ready = self._exchange(b"", "", time.monotonic() + self._limits.start_seconds)
+            assert self._supervisor.stderr is not None
             with self._supervisor.stderr as pipe:  # closed before student code can write to it
                 if isinstance(ready, Failure):
                     reason = pipe.read(4000).decode(errors="replace").strip()
@@ -190,7 +191,7 @@ class Worker:
             stderr=subprocess.PIPE,
             pass_fds=(ours, theirs),
             cwd=home if bare else "/",
-            env=confine.environment(home if bare else "/tmp", self._limits.threads),
+            env=confine.environment(str(home) if bare else "/tmp", self._limits.threads),
             start_new_session=True,  # a Ctrl-C is for the grader, which then ends this
         )
         os.close(ours)
@@ -201,6 +202,7 @@ class Worker:
         """End every process of the worker; the supervisor's word for why it ended."""
         if self._supervisor.returncode is None:
             self._supervisor.terminate()
+            assert self._supervisor.stdout is not None
             with self._supervisor.stdout as pipe:
                 said = json.loads(pipe.read() or '{"why": "", "crowded": true, "groups": []}')  # it was killed itself
             self._word, self.crowded, self.groups = said["why"], said["crowded"], said["groups"]

@@ -137,7 +137,7 @@ def stale(made: dict[Path, str], labs: Path) -> list[Path]:
 def _check(lab: Lab, where: str) -> None:
     """Require that the cells with exercises and the grader's exercises are the same, with the same points."""
     graded = _graded(lab.name)
-    seen = [_id(cell) for cell in lab.cells if _id(cell)]
+    seen = [name for cell in lab.cells if (name := _id(cell))]
     wanted = [f"{lab.name}.{number + 1}" for number in range(len(seen))]
     if seen != wanted:
         raise SourceError(f"{where}: exercises must be numbered {', '.join(wanted)} in order, got {', '.join(seen)}")

@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from grader.cells import ANYTHING, JUPYTER, LARGEST_CELL, Cell, code_cell, imported, is_text, statements
 
@@ -273,43 +273,63 @@ def _refuse_other_lab(cells: Sequence[_RawCell], entry: Mapping) -> None:
 
 def _sort_cells(cells: Sequence[_RawCell], rows: Sequence[Mapping]) -> dict:
     """Find each exercise's cell, by its metadata, else by the name of its function; and each question's answer."""
-    code = {row["id"]: row["function"] for row in rows if row["kind"] == "code"}
-    written = {row["id"]: row["question"] for row in rows if row["kind"] == "written"}
-    found: dict[str, list[Cell]] = {exercise: [] for exercise in code}
-    texts: dict[str, list[str]] = {exercise: [] for exercise in written}
+    functions = {row["id"]: row["function"] for row in rows if row["kind"] == "code"}
+    questions = {row["id"]: row["question"] for row in rows if row["kind"] == "written"}
+    claimed, texts, unclaimed = _claimed(cells, functions, questions)
+
+    problems = {}
+    exercises = {}
+    for exercise, function in functions.items():
+        own = claimed[exercise] or [cell for cell in unclaimed if function in cell.defines]
+        if len(own) > 1:
+            problems[exercise] = f"{len(own)} cells say they are {exercise}: keep one of them"
+        elif not own:
+            problems[exercise] = f"no cell for {exercise}: take the lab's notebook and write in its cells"
+        else:
+            exercises[exercise] = own[0]
+
+    # Of all other cells, what defines something for the exercises to use.
+    others = [cell for cell in unclaimed if cell not in exercises.values()]
+    helpers = (JUPYTER, *statements(others, imported([*others, *exercises.values()])))
+    for exercise, cell in exercises.items():  # a later cell that defines the function anew counts, as in the notebook
+        exercises[exercise] = replace(cell, reads=cell.reads | {functions[exercise]})
+
+    answers = {}
+    for exercise, parts in texts.items():
+        text = "\n\n".join(part.strip() for part in parts if part.strip())[:LARGEST_CELL]
+        if text:
+            answers[exercise] = text
+    return {"exercises": exercises, "helpers": helpers, "answers": answers, "problems": problems}
+
+
+def _claimed(
+    cells: Sequence[_RawCell], functions: Mapping[str, str], questions: Mapping[str, str]
+) -> tuple[dict[str, list[Cell]], dict[str, list[str]], list[Cell]]:
+    """What the cells say of themselves.
+
+    In a lab nothing follows the questions, so all text below one is the student's answer.
+
+    Returns: the cells of each exercise on code, the texts of each question, and the other cells of code.
+    """
+    claimed: dict[str, list[Cell]] = {exercise: [] for exercise in functions}
+    texts: dict[str, list[str]] = {exercise: [] for exercise in questions}
     unclaimed: list[Cell] = []
-    question = None  # the one above: in a lab nothing follows questions, so text below is the student's answer
+    question: str | None = None  # the one above
     for place, cell in enumerate(cells, start=1):
-        label = cell.exercise if cell.exercise in code else f"cell {place}"
+        exercise = cell.exercise or ""
+        label = exercise if exercise in functions else f"cell {place}"
         parsed = code_cell(place, label, cell.source) if cell.type == "code" else None
-        if cell.exercise in written:
-            question = cell.exercise
-            texts[question].append(_without_question(cell.source[:LARGEST_CELL], written[question]))
-        elif parsed and cell.exercise in code:
+        if exercise in questions:
+            question = exercise
+            texts[question].append(_without_question(cell.source[:LARGEST_CELL], questions[question]))
+        elif parsed and exercise in functions:
             question = None
-            found[cell.exercise].append(parsed)
+            claimed[exercise].append(parsed)
         elif question and (parsed is None or is_text(parsed.source)):
             texts[question].append(cell.source[:LARGEST_CELL])
         elif parsed:
             unclaimed.append(parsed)
-    problems = {}
-    for exercise, function in code.items():
-        if not found[exercise]:
-            found[exercise] = [cell for cell in unclaimed if function in cell.defines]
-        if len(found[exercise]) > 1:
-            problems[exercise] = f"{len(found[exercise])} cells say they are {exercise}: keep one of them"
-        elif not found[exercise]:
-            problems[exercise] = f"no cell for {exercise}: take the lab's notebook and write in its cells"
-    kept = {exercise: cells[0] for exercise, cells in found.items() if exercise not in problems}
-    others = [cell for cell in unclaimed if cell not in kept.values()]
-    helpers = (JUPYTER, *statements(others, imported([*others, *kept.values()])))
-    for exercise, cell in kept.items():  # a later cell that defines the function anew counts, as in the notebook
-        kept[exercise] = replace(cell, reads=cell.reads | {code[exercise]})
-    joined = {
-        exercise: "\n\n".join(text.strip() for text in found if text.strip()) for exercise, found in texts.items()
-    }
-    answers = {exercise: text[:LARGEST_CELL] for exercise, text in joined.items() if text}
-    return {"exercises": kept, "helpers": helpers, "answers": answers, "problems": problems}
+    return claimed, texts, unclaimed
 
 
 def _without_question(text: str, question: str) -> str:
@@ -339,8 +359,8 @@ def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[s
     limits = {"RLIMIT_CPU": MOST_SECONDS, "RLIMIT_AS": MOST_MEMORY}
     request = json.dumps([os.fspath(path.absolute()), student, entry, list(extra_files), limits])
     command = [sys.executable, "-c", APART, str(here)]
-    options = {"capture_output": True, "cwd": here.parent, "start_new_session": True}  # Ctrl-C is for the grader
-    done = subprocess.run(command, input=request.encode(), **options)
+    # A session of its own: Ctrl-C is for the grader.
+    done = subprocess.run(command, input=request.encode(), capture_output=True, cwd=here.parent, start_new_session=True)
     if done.returncode < 0:  # ended by a limit
         raise SubmissionError(TOO_HARD.format(path.name))
     if done.returncode:
@@ -379,5 +399,6 @@ def serve() -> None:
 
 
 def _cell(fields: Mapping) -> Cell:
-    names = {key: frozenset(fields[key]) for key in ("defines", "reads")}
-    return Cell(**fields | names | {"place": tuple(fields["place"])})
+    sets = {key: frozenset(fields[key]) for key in ("defines", "reads")}
+    typed: dict[str, Any] = {**fields, **sets, "place": tuple(fields["place"])}
+    return Cell(**typed)

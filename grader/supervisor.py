@@ -25,7 +25,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 UNSHARE_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x5000  # CLONE_NEWNS; MS_REC with MS_PRIVATE, with MS_BIND
@@ -192,7 +192,7 @@ def _homes(controller: str, kind: str) -> Iterator[str]:
         left, _, right = line.partition(" - ")
         root, point = left.split()[3:5]
         found, _, options = right.split(" ", 2)
-        inner = os.path.relpath(path, root)
+        inner = os.path.relpath(path or "/", root)
         if found == kind and (not controller or controller in options.split(",")) and not inner.startswith(".."):
             folder = os.path.normpath(f"{point}/{inner}")
             yield folder
@@ -201,7 +201,7 @@ def _homes(controller: str, kind: str) -> Iterator[str]:
                 yield folder
 
 
-def _join(worker: int, home: str, files: dict[str, object]) -> str | None:
+def _join(worker: int, home: str, files: Mapping[str, object]) -> str | None:
     """Make a group with these limits and move the worker into it, or give None where it is not ours to make."""
     folder = f"{home}/minigrpo-{os.getpid()}"
     try:

@@ -91,7 +91,7 @@ def policy_loss(
     selected = (value[completion_mask] for value in (logps, old_logps, advantages, step_weights))
     logps, old_logps, advantages, step_weights = selected  # (Σ mask,)
     per_token = clipped_surrogate(logps, old_logps, advantages, epsilon)
-    if beta > 0:
+    if beta > 0 and ref_logps is not None:
         per_token = per_token - beta * kl_k3(logps, ref_logps[completion_mask])
     weighted = step_weights * per_token
     if aggregation == "seq-mean":

@@ -184,7 +184,7 @@ def tree_loss(
     )  # (nodes,)
     old, logps = old / packed.multiplicity[node], logps[node]
     per_node = clipped_surrogate(logps, old, up, epsilon) + clipped_surrogate(logps, old, down, epsilon)
-    if beta > 0:
+    if beta > 0 and ref_logps is not None:
         per_node = per_node - beta * weight * kl_k3(logps, ref_logps[node])
     return -per_node.sum() / (packed.multiplicity.sum() if num_tokens is None else num_tokens)
 

@@ -36,7 +36,7 @@ def setting(default: Any, text: str, *, choices: Collection[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "choices": tuple(choices)})
 
 
-def declared(kind: type) -> list[dataclasses.Field]:
+def declared(kind: Any) -> list[dataclasses.Field]:
     """The fields of a dataclass that were declared by `setting`."""
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
@@ -59,7 +59,7 @@ def check_choices(settings: Any) -> None:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, kind: type, *, only: Collection[str] = (), without: Collection[str] = ()
+    parser: argparse.ArgumentParser, kind: Any, *, only: Collection[str] = (), without: Collection[str] = ()
 ) -> None:
     """Add an option for each setting; one that is not given is None, so that `given` can tell.
 
@@ -83,7 +83,7 @@ def add_options(
             parser.add_argument(option, type=read, metavar=read.__name__.upper(), help=text)
 
 
-def given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
+def given(arguments: argparse.Namespace, kind: Any) -> dict[str, Any]:
     """The settings that were given as options, by name."""
     options = {field.name: getattr(arguments, field.name, None) for field in declared(kind)}
     return {name: value for name, value in options.items() if value is not None}

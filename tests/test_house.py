@@ -50,7 +50,7 @@ def test_an_upper_bound_has_a_reason():
     assert bounded == {"transformers", "math-verify"}
     extras = PROJECT["optional-dependencies"]
     everywhere = {r.name for lines in extras.values() for r in map(Requirement, lines) if "<" in str(r.specifier)}
-    assert everywhere == bounded | {"reasoning-gym", "ruff"}, "its reason stands in pyproject.toml"
+    assert everywhere == bounded | {"reasoning-gym", "ruff", "ty"}, "its reason stands in pyproject.toml"
 
 
 def test_the_pythons_are_told_alike():

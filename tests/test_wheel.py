@@ -27,7 +27,7 @@ def installed(tmp_path_factory):
     """The folder of an environment's commands, with the wheel and what it asks for in it, and nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # setuptools leaves folders where it builds
-    names = ("pyproject.toml", "README.md", "LICENSE", "minigrpo", "grader")
+    names = ("pyproject.toml", "README.md", "LICENSE", "minigrpo")
     for name in names:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         source.mkdir(exist_ok=True)
@@ -43,6 +43,12 @@ def installed(tmp_path_factory):
 def test_it_is_not_the_clone(installed, tmp_path):
     where = run(installed / "python", "-c", "import minigrpo; print(minigrpo.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
+
+
+def test_the_grader_stays_in_the_clone(installed, tmp_path):
+    """It is a folder of the course and a very common name: nothing of the package imports it."""
+    code = "import importlib.util; print(importlib.util.find_spec('grader'))"
+    assert run(installed / "python", "-c", code, cwd=tmp_path).strip() == "None"
 
 
 def test_demo(installed, tmp_path):

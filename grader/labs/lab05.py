@@ -7,7 +7,7 @@ what the student made. It gives each way of failing a name; a named mistake is o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -376,9 +376,9 @@ SWITCHES = {
 }
 
 
-def name_with(changed: dict[str, Callable[[Case], bool]]) -> Callable[..., str]:
+def name_with(changed: Mapping[str, Callable[[Case], bool]]) -> Callable[..., str]:
     """The lab's table, row by row, with some of its rules exchanged."""
-    rules = RULES | changed
+    rules = {**RULES, **changed}
     return lambda **batch: next((name for name, rule in rules.items() if rule(batch)), "none")
 
 
@@ -447,7 +447,7 @@ WIDTH, LENGTHS = 4, (1, 2, 2, 3, 4, 4)  # tokens; half of all 16 are in 2 rows, 
 
 def draw_batch(
     rng: np.random.Generator,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] | np.ndarray | None = None,
     *,
     slip: int | None = None,
     one_state_a_history: bool = False,
@@ -460,9 +460,9 @@ def draw_batch(
     slip: the token where two completions that took equal actions act in different states; they part in the action they
     take there, so that no other pair shows it.
     """
-    lengths = rng.permutation(LENGTHS) if lengths is None else np.asarray(lengths)
-    actions = rng.integers(2, size=(len(lengths), WIDTH))
-    first, second = np.argsort(-lengths, kind="stable")[:2]
+    rows = rng.permutation(LENGTHS) if lengths is None else np.asarray(lengths)
+    actions = rng.integers(2, size=(len(rows), WIDTH))
+    first, second = np.argsort(-rows, kind="stable")[:2]
     actions[second, :2] = 1 - actions[first, 0], actions[first, 1]  # the two longest begin apart and go on alike
     histories = [h for t in range(WIDTH) for h in itertools.product((0, 1), repeat=t)]
     world = dict(zip(histories, range(len(histories)) if one_state_a_history else [0, *_states(rng)], strict=True))
@@ -472,7 +472,7 @@ def draw_batch(
     for row, taken in zip(states, actions.tolist(), strict=True):
         if slip is not None and taken[: slip + 1] == actions[second, : slip + 1].tolist():
             row[slip] = row[slip] % 5 + 1
-    mask = torch.arange(WIDTH) < torch.from_numpy(lengths).unsqueeze(1)
+    mask = torch.arange(WIDTH) < torch.from_numpy(rows).unsqueeze(1)
     batch = {
         "ratio": torch.from_numpy(rng.uniform(0.91, 1.09, size=actions.shape)).round(decimals=2),
         "completion_mask": mask,
@@ -480,7 +480,7 @@ def draw_batch(
         "actions": torch.where(mask, torch.from_numpy(actions), torch.from_numpy(rng.integers(2, size=actions.shape))),
         "epsilon": None,
         "aggregation": "token-mean",
-        "micro_batches": [list(range(len(lengths)))],
+        "micro_batches": [list(range(len(rows)))],
     }
     return batch | {"ratio": _noise_under_mask(rng, batch)}
 

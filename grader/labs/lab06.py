@@ -261,8 +261,9 @@ def judge_interval(arguments: Case, expected: list, answer: Any) -> str | None:
     """
     if not isinstance(answer, list) or len(answer) != len(expected):
         return "the answer must be two numbers, low and high"
-    intervals = [_two_numbers(pair) for pair in answer]
-    if None in intervals:
+    pairs = [_two_numbers(pair) for pair in answer]
+    intervals = [pair for pair in pairs if pair is not None]
+    if len(intervals) < len(pairs):
         return "the answer must be two numbers, low and high"
     calls = arguments["calls"]
     for call, want, got in zip(calls, expected, intervals, strict=True):

@@ -150,12 +150,12 @@ def correlation_of_values(x: list[float], y: list[float]) -> float:
 
 def correlation_with_ties_in_order(x: list[float], y: list[float]) -> float:
     ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def correlation_of_orders(x: list[float], y: list[float]) -> float:
     orders = [np.argsort(values, kind="stable") for values in (x, y)]
-    return float(np.corrcoef(*orders)[0, 1])
+    return float(np.corrcoef(orders[0], orders[1])[0, 1])
 
 
 def correlation_by_the_short_formula(x: list[float], y: list[float]) -> float:

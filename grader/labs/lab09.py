@@ -10,7 +10,7 @@ import numpy as np
 from grader.exercise import Artifact, Case, Exercise, Mistake, Part
 from minigrpo.files import METRICS
 
-RECIPES = {  # what the lab tells students to start from
+RECIPES: dict[str, dict[str, Any]] = {  # what the lab tells students to start from
     "tiny": {"updates": 60, "prompts": 8, "group_size": 8, "learning_rate": 1e-3, "eval_size": 200},
     "smollm2-135m": {
         "updates": 12,

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +32,13 @@ def one_run(base: str, seed: int) -> dict:
     recipe = RECIPES[base]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        fixed = {"max_new_tokens": 16, "lora_rank": 8, "lora_alpha": 16, "micro_batch": 16 if base != "tiny" else 64}
-        often = {"eval_every": recipe["updates"], "save_every": recipe["updates"]}
+        fixed: dict[str, Any] = {
+            "max_new_tokens": 16,
+            "lora_rank": 8,
+            "lora_alpha": 16,
+            "micro_batch": 16 if base != "tiny" else 64,
+        }
+        often: dict[str, Any] = {"eval_every": recipe["updates"], "save_every": recipe["updates"]}
         task = adapters.write_task(base, Path(folder))
         train(Settings(model=base, task=task, seed=seed, **fixed, **often, **recipe), run, progress=False)
         adapters.save_adapter(run, Path(folder) / "adapter")

@@ -187,7 +187,7 @@ def _loss_gradient(
 
 def _norms(gradient: list[Tensor]) -> Tensor:
     """Norm of each run's gradient: (runs, …) tensors → (runs,)."""
-    return sum(g.flatten(1).square().sum(dim=1) for g in gradient).sqrt()
+    return torch.stack([g.flatten(1).square().sum(dim=1) for g in gradient]).sum(dim=0).sqrt()
 
 
 def run_trap(
@@ -285,9 +285,9 @@ def table1_controls(
         ValueError: as `run_trap`.
     """
     adam = dataclasses.replace(config, policy="tabular", optimizer="adam")
-    controls = [("learning rates", config, config.learning_rate * f, ("grpo", MATCHED, "lambda_grpo")) for f in SWEEP]
-    controls += [("tabular, adam", adam, lr, COMPARED) for lr in ADAM_SWEEP]
-    for control, settings, lr, objectives in controls:
+    swept = [("learning rates", config, config.learning_rate * f, ("grpo", MATCHED, "lambda_grpo")) for f in SWEEP]
+    under_adam = [("tabular, adam", adam, lr, COMPARED) for lr in ADAM_SWEEP]
+    for control, settings, lr, objectives in (*swept, *under_adam):
         settings = dataclasses.replace(settings, learning_rate=lr)
         hits = run_trap(settings, objectives, seeds, progress=progress)
         if not is_whole(hits, seeds):

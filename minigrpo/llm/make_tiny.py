@@ -101,7 +101,7 @@ def operate(left: int, sign: str, right: int, *, forgets: bool) -> int:
 
 def pupils_work(problem: Problem, random_numbers: random.Random) -> Problem:
     """Write a problem as the pupil works it, forgetting with chance FORGETS in either operation."""
-    a, first, b, second, c = re.fullmatch(r"(\d+)([+-])(\d+)([+-])(\d+)=", problem.prompt).groups()
+    a, first, b, second, c = re.findall(r"\d+|[+-]", problem.prompt)
     between = operate(int(a), first, int(b), forgets=random_numbers.random() < FORGETS)
     answer = operate(between, second, int(c), forgets=random_numbers.random() < FORGETS)
     return Problem(problem.prompt, str(answer), f"{between}{second}{c}={answer}")

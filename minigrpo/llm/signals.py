@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 
 from tqdm.auto import tqdm
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Generator[list[int]]:
     """Collect SIGTERM and Ctrl-C in a list instead of ending at once; a second one ends at once, as Ctrl-C does."""
     received: list[int] = []
 

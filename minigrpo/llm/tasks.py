@@ -268,7 +268,7 @@ def _gym(name: str, wanted: _Wanted) -> _Source:
             right_side = (_position(prompt) < HELDOUT_SHARE) == (side == "held-out")
             usable = not numeric or parse_number(answer or "") is not None
             if right_side and usable and prompt not in rows:
-                key = answer if numeric else json.dumps({"answer": answer, "seed": seed, "item": item})
+                key = (answer or "") if numeric else json.dumps({"answer": answer, "seed": seed, "item": item})
                 rows[prompt], idle = key, 0
             else:
                 idle += 1

@@ -73,7 +73,8 @@ def train(
         for update in range(first, settings.updates + 1):
             last = update == settings.updates
             evaluated = last or update % settings.eval_every == 0
-            row = {"update": update} | (held_out(loaded, task, settings) if evaluated else {})
+            row: dict[str, Any] = {"update": update}
+            row |= held_out(loaded, task, settings) if evaluated else {}
             started = time.perf_counter()
             torch.manual_seed(seed_of(settings, update))  # of dropout
 

@@ -49,8 +49,13 @@ def _helper() -> subprocess.Popen[bytes]:
         # not `-m`: that would import torch; not the path alone: that would put minigrpo/llm before every other module
         code = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
         environment = os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        _helpers[os.getpid()] = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+        _helpers[os.getpid()] = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
     return _helpers[os.getpid()]
 
 
@@ -71,7 +76,10 @@ def call(function: str, *arguments: Any, seconds: float | None = None) -> Any:
     Raises: MissingPackage where math-verify or reasoning_gym, or what they need, is not installed.
     """
     with _lock:
-        helper, late = _helper(), threading.Event()
+        helper = _helper()
+        late = threading.Event()
+        assert helper.stdin is not None  # both are pipes
+        assert helper.stdout is not None
 
         def stop() -> None:
             late.set()
