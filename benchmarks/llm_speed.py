@@ -27,7 +27,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minigrpo.llm.forward import FORWARDS, forward_costs
 from minigrpo.llm.metrics import describe
-from minigrpo.llm.models import SMOLLM2_HUB, cache_folder, cached_folder, is_converted, load_model, quiet
+from minigrpo.llm.models import (
+    SMOLLM2_HUB,
+    cache_folder,
+    cached_folder,
+    checkpointing_name,
+    is_converted,
+    load_model,
+    quiet,
+)
 from minigrpo.llm.prompts import encode_prompts
 from minigrpo.llm.sampling import Samples, sample_completions
 from minigrpo.llm.scoring import decode
@@ -194,7 +202,7 @@ def in_turns(settings: Settings, updates: int) -> tuple[list[float], list[dict[s
             lr_scheduler_type="constant",
             weight_decay=0.0,
             max_grad_norm=settings.max_grad_norm,
-            gradient_checkpointing=False,
+            **{checkpointing_name(GRPOConfig): False},
             bf16=False,
             use_cpu=True,
             shuffle_dataset=False,

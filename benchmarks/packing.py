@@ -37,7 +37,7 @@ from minigrpo.llm.forward import (
     padded_logps,
     shared_logps,
 )
-from minigrpo.llm.models import load_model
+from minigrpo.llm.models import checkpointing_name, load_model
 from minigrpo.llm.sampling import Samples
 from minigrpo.llm.update import set_attention
 from minigrpo.packing import pack, tree_loss, unpack
@@ -108,7 +108,7 @@ def trl_of(model: torch.nn.Module, tokenizer: object, samples: Samples, rewards:
         beta=0.0,
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        **{checkpointing_name(GRPOConfig): False},
         report_to="none",
     )
     trainer = GRPOTrainer(

@@ -172,7 +172,13 @@ def targeted(model: nn.Module, config: Config) -> dict[str, nn.Linear]:
 
 
 def read_weights(content: bytes | None, layers: Mapping[str, nn.Linear], r: int) -> dict[str, Tensor]:
-    """Read the adapter: float32, exactly the names and shapes that its configuration gives. Raises ArtifactError."""
+    """Read the adapter: float32, exactly the names and shapes that its configuration gives. Raises ArtifactError.
+
+    Args:
+        content: of the file; None where it is missing.
+        layers: that its configuration names.
+        r: the rank.
+    """
     if content is None:
         raise ArtifactError(f"{WEIGHTS} is missing")
     _check_header(_weights_header(content), layers, r)
@@ -261,14 +267,26 @@ def base_accuracy(base: str, seed: int) -> float:
 
 @torch.no_grad()
 def merge(layers: Mapping[str, nn.Linear], tensors: Mapping[str, Tensor], config: Config) -> None:
-    """Put an adapter into its base: W ← W + (alpha / r)·B·A."""
+    """Put an adapter into its base: W ← W + (alpha / r)·B·A.
+
+    Args:
+        layers: of the base model; they are changed.
+        tensors: the adapter.
+        config: its configuration.
+    """
     for name, layer in layers.items():
         A, B = (tensors[f"{PREFIX}{name}.lora_{letter}.weight"] for letter in "AB")
         layer.weight += (config.alpha / config.r) * (B @ A)
 
 
 def adapter_accuracy(config: Config, content: bytes | None, seed: int) -> float:
-    """Greedy accuracy of an adapter on the seed's problems. Raises ArtifactError for one that can't be accepted."""
+    """Greedy accuracy of an adapter on the seed's problems. Raises ArtifactError for one that can't be accepted.
+
+    Args:
+        config: of the adapter.
+        content: of its weights.
+        seed: of the fresh problems.
+    """
     loaded = load_model(config.base)
     layers = targeted(loaded.model, config)
     merge(layers, read_weights(content, layers, config.r), config)
@@ -284,6 +302,12 @@ def deviation(claimed: float, n: int, found: float, m: int) -> float:
     """How many standard errors of their difference lie between two shares, of n and of m problems.
 
     |p − q| / √( s(1 − s)(1/n + 1/m) ), where s is the share of both together, not closer to 0 or 1 than 1/(n + m).
+
+    Args:
+        claimed: a share of n problems.
+        n: how many problems are behind the claim.
+        found: a share of m problems.
+        m: how many the grader solved.
     """
     share = min(max((claimed * n + found * m) / (n + m), 1 / (n + m)), 1 - 1 / (n + m))
     return abs(claimed - found) / math.sqrt(share * (1 - share) * (1 / n + 1 / m))

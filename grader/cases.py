@@ -18,6 +18,12 @@ def draw_completions(rng: np.random.Generator, size: int = 6, vocabulary: int = 
     """Draw completions (lists of token ids), each going on from a prefix of an earlier one, or from nothing.
 
     Early ends, identical completions and completions that are prefixes of others all occur now and then.
+
+    Args:
+        rng: of the case.
+        size: how many completions.
+        vocabulary: tokens are 0 … vocabulary − 1.
+        longest: tokens at most.
     """
     completions: list[list[int]] = []
     for _ in range(size):

@@ -50,7 +50,13 @@ JUPYTER = Cell((0, 0), "Jupyter", STAND_INS, frozenset({"get_ipython", "display"
 
 
 def code_cell(place: int, label: str, source: str) -> Cell:
-    """Read a cell of code; what is no Python defines nothing, and fails where it is run."""
+    """Read a cell of code; what is no Python defines nothing, and fails where it is run.
+
+    Args:
+        place: of the cell in the notebook, from 1.
+        label: how messages name it.
+        source: its text.
+    """
     if len(source) > LARGEST_CELL:
         source = f'raise ValueError("this cell is longer than {LARGEST_CELL} characters")'
     source = plain_python(source)

@@ -70,6 +70,11 @@ def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> Att
 
     Arguments and answer are what they would be if they travelled to a sandbox and back, so that no right answer is lost
     on the way when it is graded.
+
+    Args:
+        exercise: of a lab.
+        function: the student's.
+        case: its arguments.
     """
     expected = exercise.run(exercise.reference, case)
     try:

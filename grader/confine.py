@@ -36,7 +36,15 @@ def fill(stage: Path, user: int | None) -> Path:
 
 
 def program(place: str, requests: int, answers: int, rlimits: dict[str, int], first: bool) -> str:
-    """What the interpreter in the sandbox is told to run; `first` where it is process 1 there."""
+    """What the interpreter in the sandbox is told to run; `first` where it is process 1 there.
+
+    Args:
+        place: the folder that becomes the sandbox.
+        requests: descriptor to read from.
+        answers: descriptor to write to.
+        rlimits: by their names in `resource`.
+        first: whether it is process 1 in there.
+    """
     path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
     bound = f"from grader import restrain; restrain.restrain({rlimits!r})" + "; restrain.stand_first()" * first
     return f"{path}\n{bound}\nfrom grader.worker import main; main({requests}, {answers})"

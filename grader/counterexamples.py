@@ -71,6 +71,16 @@ def gaps(leaf: Tensor, logps: Tensor, log_ratio: Tensor, ids: Tensor, mask: Tens
     """L_GRPO − L_PRM, and the relative distance of their gradients by `leaf`, steps being made of `ids`.
 
     batches: slices of rows, each divided by its own number of tokens, then averaged; None for one.
+
+    Args:
+        leaf: the parameters.
+        logps: float (G, T), with gradient into the leaf.
+        log_ratio: float (G, T), ln(π_θ/π_old).
+        ids: int (G, T), what makes tokens equal.
+        mask: bool (G, T).
+        rewards: G numbers.
+        batches: slices of rows, each divided by its own number of tokens, then averaged; None for one.
+        options: of `policy_loss`.
     """
     rewards = torch.tensor(rewards, dtype=torch.float64)
     old_logps = logps.detach() - log_ratio
@@ -85,7 +95,14 @@ def gaps(leaf: Tensor, logps: Tensor, log_ratio: Tensor, ids: Tensor, mask: Tens
 
 
 def completion_gaps(completions, rewards, ratio=None, **options) -> tuple[float, float]:
-    """`gaps` of completions whose prefixes have each a log-probability of their own, the gradient's parameters."""
+    """`gaps` of completions whose prefixes have each a log-probability of their own, the gradient's parameters.
+
+    Args:
+        completions: lists of token ids.
+        rewards: a number each.
+        ratio: π_θ/π_old of each token; None for 1.
+        options: of `gaps`.
+    """
     ids, mask = pad(completions)
     prefixes: dict[tuple, int] = {}
     node = torch.zeros_like(ids)
@@ -99,7 +116,15 @@ def completion_gaps(completions, rewards, ratio=None, **options) -> tuple[float,
 
 
 def state_gaps(states, actions, rewards, next_states, *, keyed_by_state: bool = False) -> tuple[float, float]:
-    """`gaps` of episodes by a table of logits: the smallest of three random tables'."""
+    """`gaps` of episodes by a table of logits: the smallest of three random tables'.
+
+    Args:
+        states: of each episode.
+        actions: of each episode.
+        rewards: a number each.
+        next_states: of each state and action.
+        keyed_by_state: whether steps are made of states and actions.
+    """
     A = len(next_states[0])
     ids, mask = pad(actions)
     rows = pad(states)[0]
@@ -113,7 +138,15 @@ def state_gaps(states, actions, rewards, next_states, *, keyed_by_state: bool = 
 
 
 def check_rows(value: Any, name: str, kind: type, low: float, high: float) -> None:
-    """Require a list of lists of numbers in a range, 1 to LONGEST of them."""
+    """Require a list of lists of numbers in a range, 1 to LONGEST of them.
+
+    Args:
+        value: what was given.
+        name: of it, for messages.
+        kind: int or float.
+        low: the least entry.
+        high: the largest entry.
+    """
     if not isinstance(value, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in value):
         raise Flaw("form", f"{name!r} must be a list of lists")
     for i, row in enumerate(value):

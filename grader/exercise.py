@@ -38,7 +38,14 @@ def close(rtol: float = 1e-5) -> Judge:
 
 
 def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer") -> str | None:
-    """Say in a sentence how an answer differs from what was expected, or None where it does not."""
+    """Say in a sentence how an answer differs from what was expected, or None where it does not.
+
+    Args:
+        expected: the right answer.
+        answer: the student's.
+        rtol: of floats, relative; of arrays to their largest entry.
+        where: it stands, for the message.
+    """
     if _is_array(expected):
         return _array_difference(expected, answer, rtol, where)
     if _is_array(answer) and not isinstance(expected, (Mapping, list, tuple)) and math.prod(answer.shape) == 1:
@@ -158,14 +165,26 @@ class Exercise:
         return DRIVERS[self.driver]({self.function: function}, self.function, case)
 
     def verdict(self, case: Case, expected: Any, answer: Any) -> str | None:
-        """What the judge says of an answer. Raises: ProtocolError where the judge can make nothing of it."""
+        """What the judge says of an answer. Raises: ProtocolError where the judge can make nothing of it.
+
+        Args:
+            case: the arguments.
+            expected: the right answer.
+            answer: the student's.
+        """
         try:
             return self.judge(case, expected, answer)
         except Exception as error:  # an answer may be anything, and costs its part at most
             raise ProtocolError(f"the judge stumbled over it ({type(error).__name__}: {error})") from error
 
     def case(self, part: Part, seed: int, index: int) -> Case:
-        """Draw a hidden case: the same for the same seed, exercise, part and index, and for nothing else."""
+        """Draw a hidden case: the same for the same seed, exercise, part and index, and for nothing else.
+
+        Args:
+            part: of this exercise.
+            seed: of the grading.
+            index: which of its draws.
+        """
         label = zlib.crc32(f"{self.id}/{part.name}".encode())
         return part.draw(np.random.default_rng([seed, label, index]))
 

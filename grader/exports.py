@@ -80,7 +80,14 @@ def export_gradescope(grades: Sequence[Grade], out: Path) -> list[Path]:
 
 
 def export_html(grades: Sequence[Grade], entry: Mapping, headings: Mapping[str, str], out: Path) -> list[Path]:
-    """Write out/<student>.html for each. Args: entry: the lab in the manifest; headings: that of each exercise."""
+    """Write out/<student>.html for each.
+
+    Args:
+        grades: of a lab.
+        entry: the lab in the manifest.
+        headings: that of each exercise.
+        out: the folder.
+    """
     return [write_text(out / f"{grade.student}.html", html_report(grade, entry, headings)) for grade in grades]
 
 
@@ -111,8 +118,14 @@ def export_canvas(
 ) -> tuple[list[Path], list[str]]:
     """Write out/canvas.csv, to import into Canvas's gradebook; return also which submissions are no student's.
 
-    Args: assignment: the column's name there, as in "Lab 02 (12345)"; roster: the gradebook as Canvas exports it, which
-        gives each student's name and ids; without it the students' names alone stand in the file; names: names.csv.
+    Args:
+        grades: of a lab.
+        assignment: the column's name there, as in "Lab 02 (12345)".
+        roster: the gradebook as Canvas exports it, which gives each student's name and ids; without it the
+            students' names alone stand in the file.
+        names: names.csv.
+        out: the folder.
+
     Raises: ValueError for an assignment without its number, a roster without Canvas's columns, students not in it.
     """
     if not re.fullmatch(r".+ \(\d+\)", assignment):
@@ -142,8 +155,14 @@ def export_moodle(
 ) -> tuple[list[Path], list[str]]:
     """Write out/moodle.csv, the downloaded worksheet with grades and feedback filled in, and a plain CSV.
 
+    Args:
+        grades: of a lab.
+        worksheet: Moodle's grading worksheet; without it only the plain CSV is written.
+        names: names.csv.
+        out: the folder.
+
     Returns: what was written, and which submissions are no student's.
-    Args: worksheet: Moodle's grading worksheet; without it only the plain CSV is written; names: names.csv.
+
     Raises: ValueError for a worksheet whose columns can't be told apart, or students who are not in it.
     """
     lines = {grade.student: cell("\n".join(feedback_lines(grade))) for grade in grades}

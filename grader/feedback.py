@@ -88,7 +88,15 @@ def _empty_forms(result: Result, entry: Mapping, rubrics: Mapping[str, str]) -> 
 
 
 def set_mark(grade: Result, exercise: str, points: float, comment: str, out: Path) -> None:
-    """Write one mark into a student's form, which is there. Comments after # in it are not kept."""
+    """Write one mark into a student's form, which is there. Comments after # in it are not kept.
+
+    Args:
+        grade: whose form is changed.
+        exercise: as in "lab02.4".
+        points: that it earns.
+        comment: "" for none.
+        out: the grades' folder.
+    """
     marks = read_manual(out, grade.student)
     form = marks["exercises"].setdefault(exercise, {})
     form |= {"points": points, "comment": comment or form.get("comment")}

@@ -144,7 +144,14 @@ def _grade_parts(row: Mapping, submission: Submission, grading: Grading) -> list
 
 
 def nothing_graded(grading: Grading, student: str, problem: str, sha256: str = "") -> Result:
-    """The result of a submission that could not be graded at all, and why."""
+    """The result of a submission that could not be graded at all, and why.
+
+    Args:
+        grading: that it belongs to.
+        student: who handed it in.
+        problem: why.
+        sha256: of the submission, where it can be read.
+    """
     rows = [ExerciseResult(row["id"], row["kind"], row["points"], 0) for row in grading.entry["exercises"]]
     return replace(_result(grading, student, sha256, rows), problem=printable(problem))
 
@@ -305,7 +312,13 @@ def _said_why(part: PartResult, left_out: str) -> PartResult:
 
 
 def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[PartResult]:
-    """Grade the files that an exercise asks for; they are read as data, here."""
+    """Grade the files that an exercise asks for; they are read as data, here.
+
+    Args:
+        artifact: the exercise.
+        submission: with its files.
+        seed: of the grading.
+    """
     contents = {name: submission.files.get(name) for name in artifact.files}
     problem = submission.problems.get(artifact.id)  # a file was refused, and is missing
     graded = []

@@ -20,6 +20,11 @@ from minigrpo.files import write_bytes
 def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
     """Run the public cases of every exercise in a notebook, in this process; return what to print.
 
+    Args:
+        path: of the notebook.
+        lab: as in "lab02".
+        entry: the lab in the manifest.
+
     Raises: SubmissionError for a notebook that can't be read.
     """
     submission = read_submission(path, "you", entry)
@@ -43,7 +48,13 @@ def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
 
 
 def run_cells(submission: Submission, exercise_id: str, setup: str) -> tuple[dict, list[str]]:
-    """Run the cells that an exercise needs, as the grader's worker does; say which of them raised, and what."""
+    """Run the cells that an exercise needs, as the grader's worker does; say which of them raised, and what.
+
+    Args:
+        submission: with its cells.
+        exercise_id: as in "lab02.1".
+        setup: the cell that every exercise needs.
+    """
     namespace: dict = {"__name__": "__main__", "__builtins__": vars(builtins) | {"__import__": _import}}
     errors = []
     for label, source in [("setup", setup), *submission.cells_for(exercise_id)]:
@@ -64,7 +75,15 @@ def _import(name: str, *arguments, **options):
 def pack(path: Path, lab: str, entry: Mapping, files: Path | None, out: Path) -> list[str]:
     """Make the zip to hand in: the notebook, the files that the lab asks for, and a manifest with their hashes.
 
-    Unfinished work is packed too. Args: path: the notebook; files: the folder with a run's files; out: the zip.
+    Unfinished work is packed too.
+
+    Args:
+        path: the notebook.
+        lab: as in "lab02".
+        entry: the lab in the manifest.
+        files: the folder with a run's files; None for none.
+        out: the zip.
+
     Returns: what to print. Raises: SubmissionError; ValueError where `files` is no folder, or holds two of one name;
         OSError.
     """

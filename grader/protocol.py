@@ -30,7 +30,13 @@ class ProtocolError(ValueError):
 
 
 def pack(head: dict[str, str], value, *, finite: bool) -> bytes:
-    """The frame of `value`, refused with ProtocolError where `unpack` would refuse it."""
+    """The frame of `value`, refused with ProtocolError where `unpack` would refuse it.
+
+    Args:
+        head: short texts by name.
+        value: what is sent.
+        finite: whether NaN and infinity are refused.
+    """
     arrays: list[bytes] = []
     header = _dumps(head | {"value": _encode(value, 0, arrays, finite)}).encode()
     size = len(header) + 1 + sum(map(len, arrays))

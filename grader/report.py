@@ -28,7 +28,10 @@ h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
 def html_report(grade: Grade, entry: Mapping, titles: Mapping[str, str]) -> str:
     """One student's report, a page that stands alone; every text of a student's is escaped.
 
-    Args: entry: the lab in the manifest; titles: the heading of each exercise.
+    Args:
+        grade: the student's.
+        entry: the lab in the manifest.
+        titles: the heading of each exercise.
     """
     e, title = html.escape, entry["title"]
     questions = {row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**") for row in entry["exercises"]}

@@ -81,9 +81,15 @@ def match(
 ) -> dict[str, dict[str, str]]:
     """Find each student's row.
 
-    Args: students: the submissions' names; names: names.csv, where people write the ids of those that are not found;
-        strays: those of the names that may be no student's.
+    Args:
+        students: names of submissions.
+        roster: of people.
+        keys: where it says who a person is.
+        names: names.csv, which people fill in.
+        strays: submissions that may be no student's.
+
     Returns: rows by name, without the strays that have none of their own.
+
     Raises: ValueError for students without one row, all in one sentence, after their lines were added to names.csv, and
         where two submissions are one person's.
     """
@@ -113,7 +119,11 @@ def match(
 def find(student: str, rows: Sequence[dict[str, str]], keys: Keys, given: str = "") -> list[dict[str, str]]:
     """The rows that may be a submission's: one where it is clear whose it is.
 
-    Args: given: the id that a person wrote for it, "" where nobody did; it counts alone.
+    Args:
+        student: the name of a submission.
+        rows: of the roster.
+        keys: where it says who a person is.
+        given: the id that a person wrote for it, "" where nobody did; it counts alone.
     """
     if given:
         return [row for row in rows if _key(given) in _ids(row, keys)]

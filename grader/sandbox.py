@@ -117,6 +117,12 @@ class Worker:
         """What the student's `function` gives for `arguments` by way of a driver, within `seconds`.
 
         Raises ProtocolError where the arguments cannot be sent.
+
+        Args:
+            driver: of DRIVERS.
+            function: the name that the student defines.
+            arguments: of the case.
+            seconds: after which it is late.
         """
         if self._failure:
             return self._failure

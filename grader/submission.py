@@ -94,8 +94,12 @@ class Submission:
 def read_submission(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
     """Read the submission of one lab.
 
-    Args: path: a notebook, a zip made by `python -m grader submit`, or a folder that holds one of them;
-        student: who handed it in; entry: the lab in labs/manifest.json; extra_files: other names the lab asks for.
+    Args:
+        path: a notebook, a zip or a folder.
+        student: who handed it in.
+        entry: the lab in labs/manifest.json.
+        extra_files: other names the lab asks for.
+
     Raises: SubmissionError where there is no notebook, or none that can be read, or that of another lab; OSError.
     """
     files, refused = _files(path, entry["notebook"], extra_files)
@@ -352,6 +356,12 @@ serve()
 
 def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
     """Read a submission as `read_submission` does, within limits of time and memory, in a process of its own.
+
+    Args:
+        path: a notebook, a zip or a folder.
+        student: who handed it in.
+        entry: the lab in labs/manifest.json.
+        extra_files: other names the lab asks for.
 
     Raises: SubmissionError; RuntimeError where the process fails by a fault of ours, OSError where it does not start.
     """

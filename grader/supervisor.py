@@ -43,6 +43,14 @@ def main(
 
     It may fill `disk` bytes of files in memory besides. The folder `stage` is removed at the end: also where the
     grader is gone, and can't do so itself.
+
+    Args:
+        command: to run.
+        user: that it runs as; None: ours.
+        needed: folders that the user has to read.
+        memory: bytes that its tree may take.
+        disk: bytes of files in memory besides.
+        stage: a folder that is removed at the end, also where the grader is gone.
     """
     grader = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)

@@ -15,6 +15,12 @@ def check_tensor(name: str, value: object, kind: str, shape: Sequence[int] | Non
     """Require a tensor of a dtype ("float", "int" or "bool") and, where given, of an exact shape.
 
     Raises TypeError for another type or dtype, ValueError for another shape.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        kind: "float", "int" or "bool".
+        shape: that it must have; None: any.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -106,13 +112,25 @@ def check_rewards(rewards: Tensor) -> None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Require one of the named choices. Raises ValueError that lists them."""
+    """Require one of the named choices. Raises ValueError that lists them.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        choices: what it may be.
+    """
     if value not in (choices := sorted(choices)):
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_scored_group(rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> None:
-    """Require a group and one reward for each of its completions: `check_group`, `check_rewards`, shapes (…, G)."""
+    """Require a group and one reward for each of its completions: `check_group`, `check_rewards`, shapes (…, G).
+
+    Args:
+        rewards: float (…, G).
+        completion_ids: int (…, G, T).
+        completion_mask: bool (…, G, T).
+    """
     check_group(completion_ids, completion_mask)
     check_rewards(rewards)
     check_tensor("rewards", rewards, "float", completion_ids.shape[:-1])
@@ -121,7 +139,15 @@ def check_scored_group(rewards: Tensor, completion_ids: Tensor, completion_mask:
 def check_loss_options(
     epsilon: float | None, beta: float, aggregation: str, num_tokens: int | Tensor | None, has_reference: bool
 ) -> None:
-    """Require options of `policy_loss` that fit together. Raises TypeError for no number, else ValueError."""
+    """Require options of `policy_loss` that fit together. Raises TypeError for no number, else ValueError.
+
+    Args:
+        epsilon: clip range, above 0, or None.
+        beta: weight of the KL term, at least 0.
+        aggregation: of AGGREGATIONS.
+        num_tokens: a denominator above 0, or None.
+        has_reference: whether `ref_logps` is there.
+    """
     for name, value in (("epsilon", epsilon), ("beta", beta), ("num_tokens", num_tokens)):
         if value is not None:
             check_number(name, value)

@@ -52,9 +52,15 @@ ALTS = {
 def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress: bool = True) -> int:
     """Walk through the worked example, the theorem and the trap; print each and write `out`/report.html.
 
-    Args: out: a folder, made where it is missing; seeds: paired seeds of the trap; json_file: where the rows go too.
+    Args:
+        out: a folder, made where it is missing.
+        seeds: paired seeds of the trap.
+        json_file: where the rows go too.
+        progress: show bars.
+
     Returns: 0; 1 where a case of the theorem came out as it should not; 130 after Ctrl-C in the trap, with a report of
         the seeds that were finished.
+
     Raises: ValueError for fewer than two seeds; OSError where `out` can't be written.
     """
     page = out / "report.html"

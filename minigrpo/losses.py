@@ -1,7 +1,8 @@
 """The loss of all three objectives: a clipped surrogate and a KL term per token, weighted, then reduced once.
 
 Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154. Departures: the
-paper maximises, here is the negative to minimise; its theorem has no clipping (μ = 1), `epsilon` adds PPO's.
+paper maximises, here is the negative to minimise; its theorem has no clipping (μ = 1), `epsilon` adds PPO's. Without
+ratio and clip the gradient is REINFORCE's with a baseline (Williams 1992).
 Shapes: G completions, T tokens, V vocabulary; "…" is any leading dimensions.
 """
 
@@ -18,8 +19,16 @@ def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
 
         ln π_θ(y_{i,t}) = z_{y_{i,t}} − ln Σᵥ exp zᵥ
 
-    Args: logits float (…, T, V), where place t predicts token t; completion_ids int (…, T) in [0, V).
-    Returns: (…, T) in nats, in the dtype of `logits`. Raises: TypeError or ValueError for what is otherwise.
+    Args:
+        logits: float (…, T, V), where place t predicts token t.
+        completion_ids: int (…, T) in [0, V).
+
+    Returns:
+        (…, T) in nats, in the dtype of `logits`.
+
+    Raises:
+        TypeError: for a wrong dtype.
+        ValueError: for a wrong shape, or an id outside [0, V).
     """
     check_tensor("logits", logits, "float")
     check_tensor("completion_ids", completion_ids, "int", logits.shape[:-1])
@@ -32,8 +41,17 @@ def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
         k3 = π_ref/π_θ − ln(π_ref/π_θ) − 1        (the paper's D_{i,t} is β·k3)
 
-    Args: logps, ref_logps float (…, T), in nats; no gradient flows into `ref_logps`, a constant.
-    Returns: (…, T) in nats. Raises: TypeError or ValueError for wrong dtypes or shapes.
+    Args:
+        logps: float (…, T), in nats.
+        ref_logps: float (…, T), in nats; no gradient flows into it.
+
+    Returns:
+        (…, T) in nats.
+
+    Raises:
+        TypeError, ValueError: for wrong dtypes or shapes.
+
+    Source: Schulman 2020, "Approximating KL divergence".
     """
     check_alike(logps=logps, ref_logps=ref_logps)
     log_ratio = ref_logps.detach() - logps
@@ -45,8 +63,19 @@ def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, epsi
 
         P_{i,t} = π_θ(y_{i,t}) / π_old(y_{i,t});   min( P·A, clip(P, 1 − ε, 1 + ε)·A ),   or P·A without ε
 
-    Args: logps, old_logps float (…, T), in nats, no gradient flows into the latter; advantages (…, T); epsilon > 0.
-    Returns: (…, T), to maximise. Raises: TypeError or ValueError for wrong dtypes or shapes.
+    Args:
+        logps: float (…, T), ln π_θ in nats.
+        old_logps: float (…, T), ln π_old in nats; no gradient flows into it.
+        advantages: float (…, T).
+        epsilon: of the clip, above 0; None for no clip.
+
+    Returns:
+        (…, T) in the unit of the advantages, to maximise.
+
+    Raises:
+        TypeError, ValueError: for wrong dtypes or shapes.
+
+    Source: PPO, Schulman et al. 2017, arXiv 1707.06347.
     """
     check_alike(logps=logps, old_logps=old_logps, advantages=advantages)
     ratio = (logps - old_logps.detach()).exp()
@@ -70,16 +99,32 @@ def policy_loss(
 ) -> Tensor:
     """Reduce the objective to the scalar to minimise; it never asks which objective it is.
 
-        loss = −Σ step_weights·( surrogate − β·k3 ) / Σ mask
+        x_{i,t} = step_weights·( surrogate − β·k3 )
+        loss = −Σᵢ Σₜ x_{i,t} / Σ mask                              "token-mean", the theorem's
+        loss = −1/G · Σᵢ 1/len(y⁽ⁱ⁾) · Σₜ x_{i,t}                   "seq-mean", under which it fails
 
-    Args: logps, old_logps, advantages, step_weights float (…, T), completion_mask bool (…, T), all of one shape;
-        epsilon: PPO's clip range, None for no clip; beta ≥ 0 weighs the KL term and needs `ref_logps` (…, T).
-        aggregation: "token-mean" divides by Σ mask (DAPO; the theorem's), or by `num_tokens` where given: the whole
-        batch's count when gradients accumulate over micro-batches, a constant for Dr. GRPO. "seq-mean" is the mean
-        over rows of each row's mean, 1/len(y⁽ⁱ⁾) (the theorem fails under it).
-    Returns: scalar. No gradient flows into `old_logps` and `ref_logps`; what is masked has no part in it.
-    Raises: TypeError or ValueError for wrong dtypes or shapes, no token to divide by, options out of range, an unknown
-        aggregation, or β > 0 without `ref_logps`.
+    Args:
+        logps: float (…, T), ln π_θ in nats.
+        old_logps: float (…, T), ln π_old in nats; no gradient flows into it.
+        advantages: float (…, T), of the objective.
+        step_weights: float (…, T), of the objective.
+        completion_mask: bool (…, T), True = trained; what is masked has no part in the loss.
+        epsilon: PPO's clip range, None for no clip.
+        beta: at least 0, weighs the KL term.
+        ref_logps: float (…, T), ln π_ref in nats, needed where β > 0; no gradient flows into it.
+        aggregation: "token-mean" or "seq-mean".
+        num_tokens: in the place of Σ mask: the whole batch's count when gradients accumulate over micro-batches, a
+            constant for Dr. GRPO.
+
+    Returns:
+        Scalar, in the unit of the advantages.
+
+    Raises:
+        TypeError, ValueError: for wrong dtypes or shapes, no token to divide by, options out of range, an unknown
+            aggregation, or β > 0 without `ref_logps`.
+
+    Source: "token-mean": DAPO, arXiv 2503.14476; "seq-mean": GRPO, arXiv 2402.03300; a constant: Dr. GRPO, arXiv
+    2503.20783.
     """
     reference = {} if ref_logps is None else {"ref_logps": ref_logps}
     check_alike(logps=logps, old_logps=old_logps, advantages=advantages, step_weights=step_weights, **reference)

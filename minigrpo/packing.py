@@ -51,9 +51,14 @@ class PackedGroups:
 def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> PackedGroups:
     """Lay every group out as one sequence, in O(P·(L + G·T·log G)) time and without a loop over tokens.
 
-    Args: prompt_ids int (P, L), prompt_mask bool (P, L), padded on the left; completion_ids int (P, G, T),
-        completion_mask bool (P, G, T), padded on the right.
+    Args:
+        prompt_ids: int (P, L), padded on the left.
+        prompt_mask: bool (P, L).
+        completion_ids: int (P, G, T), padded on the right.
+        completion_mask: bool (P, G, T).
+
     Returns: PackedGroups, N the longest sequence; on the device of the ids.
+
     Raises: TypeError or ValueError from `check_group`, for prompts of another shape, padded on the right or empty.
     """
     check_group(completion_ids, completion_mask)
@@ -165,10 +170,19 @@ def tree_loss(
 ) -> Tensor:
     """`policy_loss` on the tree, each node once; the module's header has the equation.
 
-    Args: logps float (P, N), of the nodes; old_logps float (P, G, T), equal over a step up to rounding (their mean is
-        taken); advantages, step_weights (P, G, T) as an objective gives them; epsilon, beta as in `policy_loss`;
-        ref_logps float (P, N); num_tokens: the denominator, the number of unpacked tokens where None.
+    Args:
+        logps: float (P, N), of the nodes, in nats.
+        old_logps: float (P, G, T) in nats, equal over a step up to rounding: their mean is taken.
+        advantages: float (P, G, T), as an objective gives them.
+        step_weights: float (P, G, T), as an objective gives them.
+        packed: the trees.
+        epsilon: as in `policy_loss`.
+        beta: as in `policy_loss`.
+        ref_logps: float (P, N) in nats, needed where β > 0.
+        num_tokens: the denominator; None: the number of unpacked tokens.
+
     Returns: scalar, the same as `policy_loss` with "token-mean" on the rows. What is no node has no part in it.
+
     Raises: TypeError or ValueError for wrong dtypes or shapes, options out of range, or β > 0 without `ref_logps`.
     """
     check_alike(old_logps=old_logps, advantages=advantages, step_weights=step_weights)

@@ -102,8 +102,14 @@ def make_policy(
 ) -> nn.Module:
     """Make a policy of POLICIES from a seed, without touching torch's global random state.
 
-    Args: name; num_states S and num_actions A of the task; seed of the initial weights; dtype of the weights; options
-        of the policy's class (width, layers, heads, dropout).
+    Args:
+        name: of POLICIES.
+        num_states: of the task.
+        num_actions: of the task.
+        seed: of the weights.
+        dtype: of the weights.
+        options: of the policy, as layers, width.
+
     Raises: ValueError for an unknown name.
     """
     check_choice("policy", name, POLICIES)

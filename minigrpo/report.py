@@ -98,7 +98,11 @@ def render(figure: Figure, kind: str) -> bytes:
 def report(path: str | Path, sections: Iterable[tuple[str, Sequence[Block]]], title: str) -> Path:
     """Write one self-contained HTML file: figures are inside, nothing is fetched or run.
 
-    Args: path; sections: (heading, blocks), a block being a paragraph (`str`), `Pre`, `Table` or `Picture`; title.
+    Args:
+        path: of the page.
+        sections: heading and contents of each.
+        title: of the page.
+
     Raises: TypeError for another block; OSError as `write_text`.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]

@@ -67,9 +67,16 @@ def sample_group(
     Every env is reset with the same seed and then gets a random stream of its own, so that groups share their start
     and transitions stay independent where the task has random ones. The actions of `prefix` are taken first.
 
-    Args: envs: G copies of one task; policy; generator: the only source of randomness; start_seed; prefix: actions;
+    Args:
+        envs: G copies of one task.
+        policy: that acts.
+        generator: the only source of randomness.
+        start_seed: of the reset: all copies start alike.
+        prefix: actions that are taken first, the same in all.
         max_tokens: where an episode that does not end is cut, with the rewards so far.
+
     Returns: Rollout with (G, T); old_logps in the dtype of the policy, as are the rewards.
+
     Raises: ValueError for logits that are not finite.
     """
     G = len(envs)
@@ -143,9 +150,16 @@ def fresh_process_rewards(
     `minigrpo.process_rewards` estimates the same expectation from the group itself, for free, with n = |λ^(i,t)|.
     Where transitions are random the value is that of the actions alone.
 
-    Args: envs, policy, generator, start_seed: as in `sample_group`; rollout: one group (G, T); samples: n, a multiple
-        of len(envs), which is the default.
+    Args:
+        envs: copies of the task.
+        policy: that goes on.
+        rollout: the group, (G, T).
+        generator: of the random numbers.
+        start_seed: that of the rollout's reset.
+        samples: n, fresh continuations of each prefix, a multiple of len(envs), which is the default.
+
     Returns: (G, T) in the dtype of the rewards; 0 where masked.
+
     Raises: ValueError for more than one group, or samples that are no multiple of len(envs).
     """
     check_group(rollout.completion_ids, rollout.completion_mask)

@@ -46,9 +46,16 @@ def step_mean(values: Tensor, completion_ids: Tensor, completion_mask: Tensor) -
 
         v̄_{i,t} = 1/|λ^(i,t)| · Σ_{j ∈ λ^(i,t)} vⱼ
 
-    Args: values float (…, G), completion_ids int (…, G, T), completion_mask bool (…, G, T).
-    Returns: (…, G, T) in the dtype of `values`; 0 where masked.
-    Raises: TypeError or ValueError for wrong dtypes or shapes, values that are not finite, or from `check_group`.
+    Args:
+        values: float (…, G), in any unit.
+        completion_ids: int (…, G, T).
+        completion_mask: bool (…, G, T).
+
+    Returns:
+        (…, G, T) in the dtype and unit of `values`; 0 where masked.
+
+    Raises:
+        TypeError, ValueError: for wrong dtypes or shapes, values that are not finite, or from `check_group`.
     """
     check_group(completion_ids, completion_mask)
     check_tensor("values", values, "float", completion_ids.shape[:-1])
@@ -63,8 +70,16 @@ def process_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Te
 
         R_{i,t} = mean of r over λ^(i,t)
 
-    Args: rewards float (…, G), in the units of the task; completion_ids int, completion_mask bool (…, G, T).
-    Returns: (…, G, T) in the dtype and units of `rewards`; 0 where masked. Raises: as `step_mean`, `check_rewards`.
+    Args:
+        rewards: float (…, G), in the units of the task.
+        completion_ids: int (…, G, T).
+        completion_mask: bool (…, G, T).
+
+    Returns:
+        (…, G, T) in the dtype and units of `rewards`; 0 where masked.
+
+    Raises:
+        TypeError, ValueError: as `step_mean` and `check_rewards`.
     """
     check_rewards(rewards)
     return step_mean(rewards, completion_ids, completion_mask)
@@ -73,7 +88,12 @@ def process_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Te
 def path_depth(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """Count the process steps between root and leaf: the distinct sets along a completion, minus one (flat = 0).
 
-    The ends are our reading: the paper leaves them open. Args: completion_ids and completion_mask (…, G, T).
+        depthᵢ = |{ λ^(i,t) : t unmasked }| − 1
+
+    The paper counts the process steps between root and leaf and leaves open whether the ends belong to them. Here the
+    last step does not.
+
+    Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
     Returns: int64 (…, G); 0 for an empty row. Raises: TypeError or ValueError from `check_group`.
     """
     sizes = step_sizes(completion_ids, completion_mask)  # sets are nested, so a new set is a smaller one
@@ -83,8 +103,10 @@ def path_depth(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
 def intermediate_proportion(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     """Give the share of a completion's tokens that lie outside its last step, between 0 and 1.
 
-    Args: completion_ids int (…, G, T), completion_mask bool (…, G, T). Returns: (…, G) in torch's default float
-    dtype; 0 for an empty row. Raises: TypeError or ValueError from `check_group`.
+        pᵢ = |{ t unmasked : |λ^(i,t)| > min over s of |λ^(i,s)| }| / len(y⁽ⁱ⁾)
+
+    Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
+    Returns: (…, G) in torch's default float dtype; 0 for an empty row. Raises: TypeError or ValueError as above.
     """
     sizes = step_sizes(completion_ids, completion_mask)
     last = sizes.masked_fill(~completion_mask, completion_mask.shape[-2]).amin(dim=-1, keepdim=True)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from minigrpo.llm import sampling
+from minigrpo.llm.models import checkpointing_name
 from minigrpo.llm.sampling import cache_argument, completion_logps, context_of, pad_prompts, sample_completions
 
 V, EOS, PAD = 17, 1, 0
@@ -163,7 +164,7 @@ def test_gradient_is_that_of_each_completion_alone(model, checkpointing):
             module.p = 0.0
     model.config.attn_pdrop = 0.0
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{checkpointing_name(model)}_enable")({"use_reentrant": False})
     parts = [(rows, completion_logps(model, samples, rows)) for rows in (slice(0, 5), slice(5, 12))]
     found = sum(gradient(logps, weights.flatten(0, 1)[rows]) for rows, logps in parts)
     assert expected.norm() > 1

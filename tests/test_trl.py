@@ -22,7 +22,7 @@ from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, Trainer
 from trl import GRPOConfig, GRPOTrainer
-from trl_runs import PROMPTS, reward, tiny, trainer, weights
+from trl_runs import OFF, PROMPTS, reward, tiny, trainer, weights
 
 import minigrpo
 from minigrpo.integrations import trl as adapter
@@ -473,7 +473,7 @@ def test_trl_still_has_what_we_lean_on(tmp_path):
 
 def refusal(tmp_path, objective="lambda_grpo", columns=("prompt",), more=None, **settings):
     """The error of a trainer whose model does not exist, so that loading it would be another error."""
-    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
+    args = GRPOConfig(str(tmp_path), **OFF, use_cpu=True, bf16=False, report_to="none", **settings)
     dataset = Dataset.from_dict(dict.fromkeys(columns, PROMPTS))
     with pytest.raises(ValueError) as caught:
         ProcessGRPOTrainer("no/model", reward, args, dataset, objective=objective, **(more or {}))
@@ -534,9 +534,11 @@ def test_tools_are_refused(tmp_path):
 
 
 def test_token_level_corrections_pass():
-    args = GRPOConfig("out", use_cpu=True, bf16=False, use_vllm=True, vllm_importance_sampling_mode="token_truncate")
+    args = GRPOConfig(
+        "out", **OFF, use_cpu=True, bf16=False, use_vllm=True, vllm_importance_sampling_mode="token_truncate"
+    )
     adapter.check_arguments("lambda_grpo", {"args": args})
-    args = GRPOConfig("out", use_cpu=True, bf16=False, use_vllm=True, vllm_importance_sampling_correction=False)
+    args = GRPOConfig("out", **OFF, use_cpu=True, bf16=False, use_vllm=True, vllm_importance_sampling_correction=False)
     adapter.check_arguments("lambda_grpo", {"args": args})
 
 
@@ -553,10 +555,10 @@ def test_masks_of_rollout_functions_are_refused(tmp_path):
 
 
 def test_another_kl_is_pointed_out():
-    args = GRPOConfig("out", use_cpu=True, bf16=False, beta=0.04, use_bias_correction_kl=True)
+    args = GRPOConfig("out", **OFF, use_cpu=True, bf16=False, beta=0.04, use_bias_correction_kl=True)
     with pytest.warns(UserWarning, match="use_bias_correction_kl is on"):
         adapter.check_arguments("lambda_grpo", {"args": args})
-    args = GRPOConfig("out", use_cpu=True, bf16=False, beta=0.0, use_bias_correction_kl=True)
+    args = GRPOConfig("out", **OFF, use_cpu=True, bf16=False, beta=0.0, use_bias_correction_kl=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapter.check_arguments("lambda_grpo", {"args": args})
@@ -564,7 +566,7 @@ def test_another_kl_is_pointed_out():
 
 def test_a_group_that_the_batch_cannot_hold_is_refused_by_trl():
     with pytest.raises(ValueError, match=r"generation_batch_size \(8\) must be divisible by num_generations \(3\)"):
-        GRPOConfig("out", use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=3)
+        GRPOConfig("out", **OFF, use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=3)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ SITE = Path(__file__).resolve().parent
 ROOT = SITE.parents[1]
 BUILD = ROOT / "build" / "site"
 SOURCE, HTML = BUILD / "source", BUILD / "html"
-PAGES = ("lessons/*.ipynb", "labs/*.ipynb", "*.md", "docs/*.md", "benchmarks/*.md", "labs/gpu/*.md")
+PAGES = (
+    *("lessons/*.ipynb", "labs/*.ipynb", "*.md", "docs/*.md"),
+    *("benchmarks/*.md", "labs/gpu/*.md", "solutions/*.md"),
+)
 CODE = r"```.*?```|`[^`\n]*`"  # what stands in it is no link
 LINK = re.compile(CODE + r"|\]\((?!https?:|mailto:|#)(?P<to>[^)\s#]+)(?P<part>#[^)\s]*)?\)", re.DOTALL)
 
@@ -76,6 +79,27 @@ def links(text: str, name: str) -> str:
         return f"]({repository()}/blob/main/{target}{link['part'] or ''})"
 
     return LINK.sub(turned, text)
+
+
+def plain_docstring(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Make a docstring of ours reStructuredText, in place: equations stand as they are, and nothing else is markup.
+
+    An equation is what is indented under a sentence, before the first section of arguments.
+    """
+    made: list[str] = []
+    before_sections = True
+    for line in lines:
+        before_sections = before_sections and not re.match(r"(Args|Returns|Yields|Raises|Source)\b.*:", line)
+        if before_sections and line.startswith("    ") and not (made and made[-1].startswith("    ")):
+            made += ["::", ""]  # a literal block, until a line that is not indented
+        verbatim = before_sections and line.startswith("    ")
+        made.append(line if verbatim else re.sub(r"`([^`]+)`|([|*\\])", _plain, line))
+    lines[:] = made
+
+
+def _plain(found: re.Match[str]) -> str:
+    """Code in two backticks; a character that would be markup, escaped."""
+    return f"``{found[1]}``" if found[1] else f"\\{found[2]}"
 
 
 def explorer() -> Path:

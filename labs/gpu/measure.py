@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from minigrpo import step_sizes
 from minigrpo.files import check_writable, write_json
 from minigrpo.integrations.trl import ProcessGRPOTrainer
-from minigrpo.llm.models import load_model
+from minigrpo.llm.models import checkpointing_name, load_model
 from minigrpo.llm.prompts import encode_prompts
 from minigrpo.llm.sampling import sample_completions
 from minigrpo.llm.tasks import load_task
@@ -86,7 +86,7 @@ def cost(model: str, updates: int) -> list[dict]:
             num_generations=8,
             max_completion_length=TOKENS,
             max_steps=updates,
-            gradient_checkpointing=False,
+            **{checkpointing_name(GRPOConfig): False},
         )
         trainer = ProcessGRPOTrainer(
             loaded.model,

@@ -99,10 +99,15 @@ def configuration(arguments: argparse.Namespace, settings: dict[str, Any]) -> An
     """TRL's own settings object. Raises ValueError for a name that it doesn't know."""
     from trl import GRPOConfig
 
+    from minigrpo.llm.models import checkpointing_name
+
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"{arguments.recipe}: neither a recipe nor TRL's GRPOConfig has a setting {unknown[0]!r}")
-    return GRPOConfig(output_dir=str(arguments.out), **settings)
+    # Recipes have the name of all versions; transformers has another by now.
+    name = checkpointing_name(GRPOConfig)
+    renamed = {key.replace("gradient_checkpointing", name): value for key, value in settings.items()}
+    return GRPOConfig(output_dir=str(arguments.out), **renamed)
 
 
 def read_recipe(path: Path, changes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

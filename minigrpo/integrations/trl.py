@@ -110,9 +110,8 @@ class GenerationBoundary(TrainerCallback):
         epochs, inside = self.place(args, state, train_dataloader)
         if inside:
             raise ValueError(f"resume_from_checkpoint must be a generation's end, update {state.global_step} is not")
-        for _ in range(epochs):
-            if self.sampler is not None:
-                next(iter(self.sampler))  # TRL draws the order of every epoch from one stream, and begins it anew
+        for sampler in [self.sampler] * epochs if self.sampler else ():
+            next(iter(sampler))  # TRL draws the order of every epoch from one stream, and begins it anew
 
     def on_step_end(self, args, state, control, train_dataloader, **kwargs):
         moved = ("should_save", "should_evaluate")[: 2 if args.metric_for_best_model else 1]

@@ -125,7 +125,13 @@ def draws_dropout(model: PreTrainedModel, samples: Samples) -> bool:
 
 @torch.no_grad()
 def disagreement(model: PreTrainedModel, samples: Samples, names: Collection[str]) -> float:
-    """The largest difference in nats between padded log-probs and those of other forwards; NaN where one is NaN."""
+    """The largest difference in nats between padded log-probs and those of other forwards; NaN where one is NaN.
+
+    Args:
+        model: in evaluation mode.
+        samples: on which they are compared.
+        names: of FORWARDS.
+    """
     expected = padded_logps(model, samples)
     gaps = []
     for name in names:

@@ -28,7 +28,15 @@ class Problem(NamedTuple):
 
 
 def make_problem(a: int, first: str, b: int, second: str, c: int) -> Problem:
-    """Write the problem a ± b ± c with its answer. Raises KeyError for another operation than "+" and "-"."""
+    """Write the problem a ± b ± c with its answer. Raises KeyError for another operation than "+" and "-".
+
+    Args:
+        a: the first number.
+        first: "+" or "-".
+        b: the second number.
+        second: "+" or "-".
+        c: the third number.
+    """
     between = OPERATIONS[first](a, b)
     answer = OPERATIONS[second](between, c)
     return Problem(f"{a}{first}{b}{second}{c}=", str(answer), f"{between}{second}{c}={answer}")
@@ -53,6 +61,11 @@ def problems(split: str, seed: int, n: int) -> list[Problem]:
     """Draw n different problems of a split, the same ones for the same seed.
 
     Raises ValueError for an unknown split and where n is below 1 or more than the split holds.
+
+    Args:
+        split: "train" or "heldout".
+        seed: of the drawing.
+        n: how many.
     """
     everything = all_problems(split)
     if not 1 <= n <= len(everything):

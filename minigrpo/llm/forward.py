@@ -241,7 +241,17 @@ def tree_attention(
     blocks: Sequence[tuple[Tensor, Tensor]] = (),
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa attention; for a packed tree part by part, each with the keys of `ancestor_blocks`."""
+    """transformers' sdpa attention; for a packed tree part by part, each with the keys of `ancestor_blocks`.
+
+    Args:
+        module: the attention layer.
+        query: float (P, heads, M, head size).
+        key: float (P, key heads, M, head size).
+        value: as the key.
+        attention_mask: for all queries at once, used where there are no blocks.
+        blocks: of `ancestor_blocks`: for each run of queries the keys that it sees, and its mask.
+        options: what transformers hands on.
+    """
     if not blocks:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     parts = [
@@ -275,7 +285,15 @@ class ForwardCosts:
     block: float = 0.0  # runs of an earlier version wrote none
 
     def of(self, *, tokens: int, scored: int, pairs: int, passes: int = 1, blocks: int = 1) -> float:
-        """The cost of some tokens, pairs, passes and blocks."""
+        """The cost of some tokens, pairs, passes and blocks.
+
+        Args:
+            tokens: that go through the layers.
+            scored: whose log-prob is asked.
+            pairs: of queries and keys in the attention.
+            passes: of the whole model.
+            blocks: of queries.
+        """
         work = self.token * tokens + self.scored * scored + self.pair * pairs
         return work + self.call * passes + self.block * (blocks - 1)
 
@@ -354,7 +372,16 @@ def pack_samples(samples: Samples) -> PackedGroups:
 def rows_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, step_weights: Tensor, samples: Samples, **options: Any
 ) -> Tensor:
-    """`policy_loss` of log-probs (P, G, T)."""
+    """`policy_loss` of log-probs (P, G, T).
+
+    Args:
+        logps: float (P, G, T), ln π_θ in nats.
+        old_logps: float (P, G, T), ln π_old in nats.
+        advantages: float (P, G, T).
+        step_weights: float (P, G, T).
+        samples: whose mask is used.
+        options: of `policy_loss`.
+    """
     return policy_loss(logps, old_logps, advantages, step_weights, samples.completion_mask, **options)
 
 
@@ -371,7 +398,13 @@ FORWARDS: dict[str, Forward] = {
 
 
 def forward_cost(name: str, samples: Samples, costs: ForwardCosts) -> float:
-    """The cost of one of FORWARDS for a batch, from its shapes alone."""
+    """The cost of one of FORWARDS for a batch, from its shapes alone.
+
+    Args:
+        name: of FORWARDS.
+        samples: the batch.
+        costs: the model's.
+    """
     forward = FORWARDS[name]
     return forward.cost(forward.layout(samples), costs)
 

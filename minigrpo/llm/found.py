@@ -16,7 +16,14 @@ BEFORE = "the system prompt stands before the user's text, as the template has n
 
 
 def found(loaded: LoadedModel, task: Task, settings: Settings, longest: int) -> dict[str, Any]:
-    """Gather the facts, in a form that manifest.json can hold. Args: longest: tokens of a prompt at most."""
+    """Gather the facts, in a form that manifest.json can hold.
+
+    Args:
+        loaded: the model.
+        task: the run's.
+        settings: the run's.
+        longest: tokens of a prompt at most.
+    """
     context, _ = context_of(loaded.model.config)
     system = NO_SYSTEM if task.system_prompt is None else OWN if has_system_role(loaded.tokenizer) else BEFORE
     return {

@@ -88,7 +88,14 @@ def make_model(seed: int) -> LlamaForCausalLM:
 
 
 def operate(left: int, sign: str, right: int, *, forgets: bool) -> int:
-    """Add or subtract; who forgets loses the ten that is carried, or keeps the ten that is borrowed."""
+    """Add or subtract; who forgets loses the ten that is carried, or keeps the ten that is borrowed.
+
+    Args:
+        left: the first number.
+        sign: "+" or "-".
+        right: the second number.
+        forgets: whether the pupil forgets a carry or borrow.
+    """
     right = right if sign == "+" else -right
     result = left + right
     big, small = sorted((abs(left), abs(right)), reverse=True)
@@ -130,7 +137,15 @@ def accuracy(
     sampled: bool,
     seed: int = 0,
 ) -> float:
-    """Measure the share of problems whose completion ends in "=answer", greedy or sampled at temperature 1."""
+    """Measure the share of problems whose completion ends in "=answer", greedy or sampled at temperature 1.
+
+    Args:
+        model: the policy.
+        tokenizer: its own.
+        asked: problems.
+        sampled: sample, or take the likeliest token.
+        seed: of sampling.
+    """
     chats = [[{"role": "user", "content": problem.prompt}] for problem in asked]
     inputs = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
@@ -151,7 +166,14 @@ def accuracy(
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, updates: int) -> None:
-    """Teach the model the pupil's work on the train split, in place."""
+    """Teach the model the pupil's work on the train split, in place.
+
+    Args:
+        model: it is trained in place.
+        tokenizer: its own.
+        seed: of problems and mistakes.
+        updates: how many.
+    """
     random_numbers = random.Random(seed)
     lessons = [pupils_work(problem, random_numbers) for problem in all_problems("train") for _ in range(VERSIONS)]
     ids, labels = encode(tokenizer, lessons)

@@ -24,6 +24,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
@@ -99,8 +100,14 @@ def load_model(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.flo
 
     A tokenizer without a pad token pads with eos: attention and completion masks keep padding out of everything.
 
-    Raises: ValueError for an unknown name, a device that isn't there, a dtype that isn't float, a folder without
     safetensors, weights cut short, no chat template or no eos token; OSError where files can't be had or written.
+
+    Args:
+        name: of MODELS, a folder, or a Hub id.
+        device: cpu, cuda, ….
+        dtype: of the weights.
+
+    Raises: ValueError for an unknown name, a device that isn't there, a dtype that isn't float, a folder without
     """
     check_device(device)
     if not dtype.is_floating_point:
@@ -164,7 +171,15 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def read_folder(name: str, folder: Path, source: str, *, device: str, dtype: torch.dtype) -> LoadedModel:
-    """Read model and tokenizer from a folder. Raises ValueError."""
+    """Read model and tokenizer from a folder. Raises ValueError.
+
+    Args:
+        name: of the model, for messages.
+        folder: with config, weights and tokenizer.
+        source: where they came from, for the record.
+        device: cpu, cuda, ….
+        dtype: of the weights.
+    """
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet():
@@ -188,7 +203,13 @@ def read_folder(name: str, folder: Path, source: str, *, device: str, dtype: tor
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Require a chat template, an end of sequence, and an embedding for every token. Raises ValueError."""
+    """Require a chat template, an end of sequence, and an embedding for every token. Raises ValueError.
+
+    Args:
+        name: of the model, for messages.
+        tokenizer: as loaded.
+        model: as loaded.
+    """
     if tokenizer.chat_template is None:
         raise ValueError(
             f"model {name!r} has no chat template, so it can't be asked a question: take its instruction-tuned "
@@ -201,6 +222,12 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTra
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise ValueError(f"model {name!r} has {embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens")
+
+
+def checkpointing_name(owner: Any) -> str:
+    """What transformers calls activation checkpointing on a model or a configuration: it has renamed it."""
+    name = "activation_checkpointing"
+    return name if any(found.startswith(name) for found in dir(owner)) else "gradient_checkpointing"
 
 
 def reason_of(error: Exception) -> str:

@@ -27,6 +27,11 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], s
 
     A template without a system role gets the system prompt at the beginning of the user's message.
 
+    Args:
+        tokenizer: with a chat template.
+        prompts: user messages, P texts.
+        system: the system prompt; None for none.
+
     Raises: ValueError, with the model in it, for a template that can't be used.
     """
     opening, before = [], ""
@@ -82,7 +87,14 @@ def _unusable(tokenizer: PreTrainedTokenizerBase, error: Exception) -> ValueErro
 
 
 def longest_prompt(loaded: LoadedModel, task: Task, max_new_tokens: int, *, train: bool = True) -> int:
-    """The tokens of a task's longest prompt, of both sides or of the held-out one. Raises: as `check_prompts`."""
+    """The tokens of a task's longest prompt, of both sides or of the held-out one. Raises: as `check_prompts`.
+
+    Args:
+        loaded: the model.
+        task: whose prompts are encoded.
+        max_new_tokens: of an answer at most.
+        train: look at the training problems, too.
+    """
     longest = 0
     for side, problems in (("training", task.train),) * train + (("held-out", task.heldout),):
         ids = encode_prompts(loaded.tokenizer, problems["prompt"], task.system_prompt)
@@ -95,7 +107,13 @@ def check_prompts(
 ) -> int:
     """Require that prompts leave room for an answer, and return the tokens of the longest.
 
-    Args: side: "training" or "held-out"; prompts: their texts; ids: their tokens.
+    Args:
+        model: whose context counts.
+        side: "training" or "held-out", for the message.
+        prompts: P texts.
+        ids: their tokens.
+        max_new_tokens: of an answer at most.
+
     Raises: ValueError with the longest prompt's number and beginning where it doesn't fit.
     """
     lengths = list(map(len, ids))

@@ -68,9 +68,19 @@ def sample_completions(
     The random numbers come from `generator` alone, one for each completion and token on the CPU, so that samples do
     not depend on the device's generator.
 
-    Args: prompts: P lists of token ids; group_size G; eos_ids: any of them ends a completion, and is its last token;
-        temperature ≥ 0; top_p in (0, 1].
+    Args:
+        model: with adapters or without.
+        prompts: P lists of token ids.
+        group_size: G.
+        max_new_tokens: T at most.
+        eos_ids: tokens that end a completion; such a one is its last.
+        pad_id: what stands where nothing was sampled.
+        temperature: at least 0; 0 takes the likeliest token.
+        top_p: in (0, 1]: of sampling.
+        generator: on the CPU.
+
     Returns: Samples on the model's device. With temperature 0 the log-probs are those at temperature 1.
+
     Raises: ValueError for an empty prompt, options out of range, or more tokens than the model's context holds.
     """
     ids, mask = (tensor.to(model.device) for tensor in pad_prompts(prompts, pad_id))
@@ -129,7 +139,12 @@ def sample_completions(
 def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, temperature: float = 1.0) -> Tensor:
     """Compute ln π_θ of every completion token in one plain forward pass, for some of the P·G rows.
 
-    Args: samples; rows: which of the P·G completions, in order; temperature: that of the samples (0 means 1).
+    Args:
+        model: gradient flows into it.
+        samples: P groups.
+        rows: which of the P·G completions, in order.
+        temperature: that of the samples; 0 means 1.
+
     Returns: float (rows, T) in nats, float32; gradient flows into the model. Training has quicker ways: `forward`.
     """
     T = samples.completion_ids.shape[2]
@@ -207,7 +222,16 @@ def positions(mask: Tensor) -> Tensor:
 def check_sampling(
     model: PreTrainedModel, prompt_tokens: int, group_size: int, max_new_tokens: int, temperature: float, top_p: float
 ) -> None:
-    """Refuse options out of range with a ValueError that names them."""
+    """Refuse options out of range with a ValueError that names them.
+
+    Args:
+        model: whose context counts.
+        prompt_tokens: of the longest prompt.
+        group_size: at least 1.
+        max_new_tokens: at least 1.
+        temperature: at least 0.
+        top_p: in (0, 1].
+    """
     for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -219,7 +243,14 @@ def check_sampling(
 
 
 def check_context(model: nn.Module, prompt_tokens: int, max_new_tokens: int, where: str = "") -> None:
-    """Require that a prompt leaves room for an answer. Raises: ValueError that begins with `where`."""
+    """Require that a prompt leaves room for an answer. Raises: ValueError that begins with `where`.
+
+    Args:
+        model: whose context counts.
+        prompt_tokens: of a prompt.
+        max_new_tokens: of its answer at most.
+        where: how the message begins.
+    """
     context, words = context_of(model.config)
     if prompt_tokens + max_new_tokens > context:
         raise ValueError(

@@ -163,6 +163,12 @@ def check_golds(
 
     Of a reward other than `exact_number`, which is slow, at most GOLDS are asked about, spread over all.
 
+    Args:
+        what: the task or benchmark, for messages.
+        answers: its right answers.
+        reward: of its completions.
+        own_text: what a right completion of an answer would say; None where nobody knows.
+
     Raises: ValueError where all are wrong. Warns: where some are.
     """
     texts = {answer: text for answer in dict.fromkeys(answers) if (text := own_text(answer)) is not None}
@@ -318,6 +324,12 @@ def gym_reward(name: str, options: str, completion: str, answer: str) -> float:
     The answer is JSON: the generator's own solution (for reading; null where it has none), and the seed and item that
     make the problem again. Read from the completion: what stands in its last <answer>…</answer>; without an <answer>,
     all of it. A check that raises, or takes longer than SECONDS, gives 0.0.
+
+    Args:
+        name: of reasoning-gym's data set.
+        options: of the data set.
+        completion: the text.
+        answer: the key of the problem.
     """
     key = json.loads(answer)
     seed, item = key["seed"], key["item"]
@@ -371,6 +383,13 @@ def _hub(path: str, config: str | None, *, fields: tuple[str, str], split: str) 
 
 def hub_rows(path: str, config: str | None, *, fields: tuple[str, str], split: str, advice: str) -> list[Row]:
     """Two columns of a data set from the Hub or its local cache.
+
+    Args:
+        path: of the data set on the Hub.
+        config: its configuration; None for the only one.
+        fields: of the problem and of the answer.
+        split: of the data set.
+        advice: what to do where it is out of reach.
 
     Raises: OSError, with advice, where it can't be had; ValueError for other columns, or what is no text.
     """
@@ -446,6 +465,12 @@ def _object(line: bytes, where: str, expected: str) -> dict[str, Any]:
 
 def texts_of(row: dict[str, Any], where: str, prompts: Sequence[str], answer: str) -> Row:
     """The prompt, from the first field of these that there is, and the answer of one row.
+
+    Args:
+        row: of a data set or a file.
+        where: it stands, for messages.
+        prompts: names that the problem may have.
+        answer: the name of the answer.
 
     Raises: ValueError, with the place and the field, for what is missing or no text.
     """

@@ -115,6 +115,12 @@ def begin(
 ) -> tuple[Task, LoadedModel, Learner, int, list[dict[str, Any]]]:
     """Get everything ready, or refuse before anything is written.
 
+    Args:
+        settings: of the run.
+        run: its folder.
+        resume: go on from its checkpoint.
+        tell: say on stderr what was found.
+
     Returns: the task; the model, with its adapters; the learner; the update to go on from; and the rows before it.
     """
     if resume:
@@ -154,7 +160,13 @@ def seed_of(settings: Settings, number: int) -> int:
 
 
 def problems_of(task: Task, settings: Settings, update: int) -> dict[str, list[str]]:
-    """The P problems of an update: the training problems in an order that is shuffled anew for each epoch."""
+    """The P problems of an update: the training problems in an order that is shuffled anew for each epoch.
+
+    Args:
+        task: whose training problems are taken.
+        settings: P and the seed are used.
+        update: its number.
+    """
     size = len(task.train)
 
     def order(epoch: int) -> Tensor:
@@ -165,7 +177,15 @@ def problems_of(task: Task, settings: Settings, update: int) -> dict[str, list[s
 
 
 def sample(loaded: LoadedModel, task: Task, problems: dict[str, list[str]], settings: Settings, update: int) -> Scored:
-    """The groups of an update, from the policy as it is."""
+    """The groups of an update, from the policy as it is.
+
+    Args:
+        loaded: the policy.
+        task: whose verifier rewards.
+        problems: P of them.
+        settings: the run's.
+        update: its number, of which the seed follows.
+    """
     return score_groups(
         loaded.model.eval(),
         loaded.tokenizer,
@@ -180,13 +200,25 @@ def sample(loaded: LoadedModel, task: Task, problems: dict[str, list[str]], sett
 
 
 def held_out(loaded: LoadedModel, task: Task, settings: Settings) -> dict[str, float]:
-    """Greedy accuracy on the held-out problems, as columns of metrics."""
+    """Greedy accuracy on the held-out problems, as columns of metrics.
+
+    Args:
+        loaded: the policy.
+        task: whose held-out problems are solved.
+        settings: the run's.
+    """
     result = evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=settings.max_new_tokens)
     return {f"eval_{name}": result[name] for name in ("accuracy", "ci_low", "ci_high", "problems")}
 
 
 def first_group(update: int, problems: dict[str, list[str]], scored: Scored) -> dict[str, Any]:
-    """The first group of an update, without padding, as a line of rollouts.jsonl."""
+    """The first group of an update, without padding, as a line of rollouts.jsonl.
+
+    Args:
+        update: its number.
+        problems: P of them.
+        scored: their groups.
+    """
     lengths = scored.samples.completion_mask[0].sum(dim=-1).tolist()
     rows = zip(scored.samples.completion_ids[0].tolist(), lengths, strict=True)
     return {
@@ -204,13 +236,25 @@ def gathered(learned: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spent(tokens: int, started: float, settings: Settings) -> dict[str, float | None]:
-    """Time and memory of an update, without its evaluation, as columns of metrics."""
+    """Time and memory of an update, without its evaluation, as columns of metrics.
+
+    Args:
+        tokens: sampled in it.
+        started: when, by `time.perf_counter`.
+        settings: the run's.
+    """
     seconds = time.perf_counter() - started
     return {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
 
 
 def show(bar: tqdm, row: dict[str, Any], last: bool) -> None:
-    """Tell a watcher how the update went."""
+    """Tell a watcher how the update went.
+
+    Args:
+        bar: the run's.
+        row: of metrics.
+        last: whether no update comes after it.
+    """
     for warning in row["warnings"]:
         tqdm.write(f"update {row['update']}: {warning}")
     bar.set_postfix({name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row})

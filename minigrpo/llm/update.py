@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from minigrpo.llm.agreement import draws_dropout, probe, usable_forwards
 from minigrpo.llm.forward import FORWARDS, TREE, Forward, ForwardCosts, cheapest_forward, forward_costs
+from minigrpo.llm.models import checkpointing_name
 from minigrpo.llm.sampling import Samples, window_of
 from minigrpo.llm.settings import Settings
 from minigrpo.losses import kl_k3
@@ -96,9 +97,10 @@ def set_attention(model: PreTrainedModel, kind: str) -> None:
 def prepare(model: nn.Module, settings: Settings) -> nn.Module:
     """Put LoRA adapters on all linear layers where asked, and turn on gradient checkpointing."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of names, here and in peft, that work in all of transformers 5
+        warnings.simplefilter("ignore", FutureWarning)  # of names in peft that work in all of transformers 5
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            name = checkpointing_name(model)
+            getattr(model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
             model.enable_input_require_grads()
         if settings.lora_rank:
             from peft import LoraConfig, get_peft_model  # heavy, and only some runs need it
@@ -260,7 +262,13 @@ def groups_with_gradient(advantages: Tensor, beta: float) -> Tensor:
 
 @torch.no_grad()
 def reference_logps(learner: Learner, forward: Forward, layout: Any) -> Tensor | None:
-    """ln π_ref by a forward, in the shape of its log-probs; None where β is 0."""
+    """ln π_ref by a forward, in the shape of its log-probs; None where β is 0.
+
+    Args:
+        learner: whose reference is asked.
+        forward: that computes.
+        layout: of the samples.
+    """
     temperature = learner.settings.temperature
     if learner.settings.beta == 0:
         return None
@@ -296,7 +304,13 @@ def micro_batches(samples: Samples, groups: Tensor, rows: int) -> Iterator[tuple
 
 
 def select(samples: Samples, groups: Tensor, completions: slice) -> Samples:
-    """Keep some groups and of these some completions, without the padding that none of them needs."""
+    """Keep some groups and of these some completions, without the padding that none of them needs.
+
+    Args:
+        samples: P groups.
+        groups: int (P′,), those to keep.
+        completions: those to keep of each.
+    """
     prompt_mask = samples.prompt_mask[groups]
     mask = samples.completion_mask[groups][:, completions]
     L = prompt_mask.sum(dim=1).max()  # of the longest prompt that is left

@@ -155,13 +155,29 @@ def _gym_entry(name: str, options: str, seed: int, item: int) -> dict[str, Any]:
 
 
 def gym_items(name: str, options: str, seed: int, start: int, stop: int) -> list[list[str | None]]:
-    """Some problems: [question, answer] for each."""
+    """Some problems: [question, answer] for each.
+
+    Args:
+        name: of reasoning-gym's data set.
+        options: of the data set.
+        seed: of the data set.
+        start: the first item.
+        stop: the one after the last.
+    """
     entries = [_gym_entry(name, options, seed, item) for item in range(start, stop)]
     return [[entry["question"], entry["answer"]] for entry in entries]
 
 
 def gym_score(name: str, options: str, seed: int, item: int, text: str) -> float:
-    """The data set's own score of an answer to one problem, from 0 to 1."""
+    """The data set's own score of an answer to one problem, from 0 to 1.
+
+    Args:
+        name: of reasoning-gym's data set.
+        options: of the data set.
+        seed: of the data set.
+        item: which problem.
+        text: the completion.
+    """
     return float(_gym(name, options, seed).score_answer(text, _gym_entry(name, options, seed, item)))
 
 

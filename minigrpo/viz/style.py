@@ -38,7 +38,14 @@ class ShownFigure(Figure):
 
 
 def label_axes(axes: Axes, x: str = "", y: str = "", title: str = "") -> None:
-    """Label axes and leave only the lines that help to read them."""
+    """Label axes and leave only the lines that help to read them.
+
+    Args:
+        axes: to label.
+        x: below.
+        y: to the left.
+        title: above.
+    """
     axes.set_xlabel(x, fontsize=10.5)
     axes.set_ylabel(y, fontsize=10.5)
     axes.set_title(title, fontsize=11, loc="left")

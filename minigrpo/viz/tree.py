@@ -70,7 +70,14 @@ def place_steps(tree: ProcessTree, size: Geometry) -> tuple[Places, float, float
 
 
 def draw_tree(axes: Axes, tree: ProcessTree, places: Places, size: Geometry) -> None:
-    """Draw a tree into axes whose units are inches, y downwards."""
+    """Draw a tree into axes whose units are inches, y downwards.
+
+    Args:
+        axes: that fill the place of the drawing.
+        tree: to draw.
+        places: of its steps, by `place_steps`.
+        size: WIDE or COMPACT.
+    """
     width, height = axes.figure.get_size_inches() * axes.get_position().size
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
@@ -168,7 +175,13 @@ def _draw_pushes(axes: Axes, node: Node, size: Geometry, corner: tuple[float, fl
 
 
 def draw_legend(figure: Figure, x: float, y: float) -> None:
-    """Say what the bars below each box mean."""
+    """Say what the bars below each box mean.
+
+    Args:
+        figure: that has the tree.
+        x: of its middle, a share of the figure.
+        y: of its foot, a share of the figure.
+    """
     labels = {"grpo": "upper bar: GRPO |λ|·A, a segment per completion", "lambda_grpo": "lower bar: λ-GRPO A"}
     handles = [Rectangle((0, 0), 1, 1, color=PALETTE[objective], label=label) for objective, label in labels.items()]
     title = "push on each token of the step: left of the line less likely, right of it more likely"
