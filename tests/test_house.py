@@ -1,10 +1,15 @@
 """The house keeps its own promises: requirements, imports, public names, file sizes."""
 
 import ast
+import io
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -72,17 +77,38 @@ def test_one_version():
 
 
 def test_ci_runs_what_it_promises():
-    script = ROOT / ".ci" / "run"
-    commands = [line.strip() for line in script.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert script.stat().st_mode & 0o100, ".ci/run is not executable"
-    assert "set -euo pipefail" in commands
-    makes = [c.removeprefix("timed make ") for c in commands if c.startswith("timed make ")]
-    assert makes[:3] == ["lint", "test", "demo"]
+    """`.ci/run` is the one list; the public workflow calls both of its parts."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100, ".ci/run is not executable"
+    assert "set -euo pipefail" in script
+    fast, slow = (re.search(rf"{part}\(\) {{\n(.*?)\n}}", script, re.DOTALL)[1] for part in ("fast", "slow"))
+    assert re.findall(r"timed make ([\w-]+)", fast) == ["lint", "test", "demo"]
+    assert {"site", "test-trl-oldest"} <= set(re.findall(r"timed make ([\w-]+)", slow))
     left_out = PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"][-1]  # what `make test` leaves out runs there
     promised = set(re.findall(r"\w+", left_out)) - {"not", "or"}
-    assert promised == {m for c in makes for m in re.findall(r"-m (\w+)", c)}
-    assert 'export PIP_CONSTRAINT="$PWD/.ci/constraints.txt"' in script.read_text(encoding="utf-8")
-    assert {"site", "test-trl-oldest"} <= set(makes)
+    assert promised == set(re.findall(r"-m (\w+)", slow))
+    assert 'export PIP_CONSTRAINT="$PWD/.ci/constraints.txt"' in script
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert [part for part in ("fast", "slow") if f"run: .ci/run {part}" not in workflow] == []
+    assert "apt-get" not in workflow
+
+
+def test_ci_installs_nothing_unasked():
+    """On a machine that lacks the packages, with somebody at a terminal, it says what to do, and stops."""
+    if shutil.which("bash") is None or shutil.which("script") is None:
+        pytest.skip("needs bash, and util-linux's script for a terminal")
+    tools = {name: shutil.which(name) for name in ("bash", "dirname", "id")}
+    code = 'PATH=$1; hash -r; apt-get() { echo INSTALLS; }; export -f apt-get; exec "$2" "$3"'
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in tools.items():
+            (Path(folder) / name).symlink_to(path)
+        inner = ["bash", "-c", code, "_", folder, tools["bash"], str(ROOT / ".ci" / "run")]
+        command = ["script", "-qec", shlex.join(inner), "/dev/null"]
+        environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 1
+    assert "bubblewrap chromium chromium-driver missing: install them" in done.stdout
+    assert "INSTALLS" not in done.stdout
 
 
 def test_no_tracked_file_exceeds_5_mb():
@@ -169,3 +195,93 @@ def test_imports_go_one_way(file):
         assert found - {name} - MAY_IMPORT[name] == set()
     elif name not in {"cli", "demo", "report", "__main__"}:
         assert found & ENDS == set()
+
+
+# One thought a line outside the core, and what CONTRIBUTING says of it
+
+CORE_FILES = {PACKAGE / f"{name}.py" for name in ("steps", "objectives", "losses")}
+SECOND_CIRCLE = [*PACKAGE.rglob("*.py"), *(ROOT / "grader").rglob("*.py")]
+NO_TOKEN = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
+    tokenize.ENDMARKER,
+}
+
+
+def tokens_and_lines(text):
+    """Python's tokens, comments left out, and the lines that are not empty."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return sum(token.type not in NO_TOKEN for token in tokens), sum(bool(line.strip()) for line in text.splitlines())
+
+
+def test_tokens_and_lines_by_hand():
+    text = '"""Two\nlines."""\n\nx = f(1)  # a comment\n'  # a string, x, =, f, (, 1, )
+    assert tokens_and_lines(text) == (7, 3)
+
+
+@pytest.mark.parametrize("folder", ["minigrpo", "grader"])
+def test_one_thought_a_line(folder):
+    counts = [
+        tokens_and_lines(path.read_text(encoding="utf-8"))
+        for path in (ROOT / folder).rglob("*.py")
+        if path not in CORE_FILES
+    ]
+    tokens, lines = map(sum, zip(*counts, strict=True))
+    assert tokens / lines <= 7.5
+
+
+def public_functions(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            yield node, [argument.arg for argument in arguments if argument.arg not in {"self", "cls"}]
+
+
+def test_three_arguments_or_more_are_told_one_a_line():
+    silent = []
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "grader").glob("*.py")]:
+        for node, arguments in public_functions(path):
+            text = ast.get_docstring(node) or ""
+            if len(arguments) < 3 or not text or re.search("^Args: as `", text, re.MULTILINE):
+                continue
+            told = set(re.findall(r"^    (\w+): ", text, re.MULTILINE))
+            if missing := sorted(set(arguments) - told):
+                silent.append(f"{path.name}, {node.name}: {', '.join(missing)}")
+    assert silent == []
+
+
+RUN_FILES = ("manifest.json", "metrics.jsonl", "rollouts.jsonl", "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_one_module_spells_the_files_of_a_run(name):
+    """Text and messages may name them; a string that is the name and nothing else is a path."""
+    spelt = []
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "grader" / "adapters.py", *(ROOT / "lessons" / "data").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value == name:
+                spelt.append(path.name)
+    assert spelt in (["runs.py"], ["files.py"])
+
+
+def test_no_ladder_asks_which_forward_it_is():
+    """What differs between forwards stands in their entries of FORWARDS."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq):
+                sides = [node.left, *node.comparators]
+                named = {side.value for side in sides if isinstance(side, ast.Constant)}
+                assert not named & {"padded", "shared", "packed"}, f"{path.name}, line {node.lineno}"
+
+
+def test_the_loop_of_the_language_models_fits_a_screen():
+    path = PACKAGE / "llm" / "training.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 260
+    (train,) = (node for node, _ in public_functions(path) if node.name == "train")
+    body = train.body[1:]  # without its docstring
+    assert body[-1].end_lineno - body[0].lineno < 60
+
+
+def test_no_library_code_raises_an_interrupt():
+    for path in PACKAGE.rglob("*.py"):
+        assert not re.search(r"raise KeyboardInterrupt", path.read_text(encoding="utf-8")), path.name

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from minigrpo.llm.sampling import Samples
 from minigrpo.llm.settings import Settings
@@ -45,6 +47,23 @@ def describe(samples: Samples, rewards: Tensor, eos_ids: Collection[int]) -> dic
         "tokens": mask.sum(),
     }
     return {name: value.item() for name, value in columns.items()}
+
+
+def gathered(learned: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the last of an update's rounds saw, as columns of metrics; nothing where there was none."""
+    return {name: value for each in learned[-1:] for name, value in each.items() if name != "gap"}
+
+
+def spent(tokens: int, started: float, settings: Settings) -> dict[str, float | None]:
+    """Time and memory of an update, without its evaluation, as columns of metrics.
+
+    Args:
+        tokens: sampled in it.
+        started: when, by `time.perf_counter`.
+        settings: the run's.
+    """
+    seconds = time.perf_counter() - started
+    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
 
 
 def memory_gb(settings: Settings) -> float | None:
@@ -96,3 +115,17 @@ def mismatch(gaps: Sequence[float], settings: Settings, dropout: bool) -> list[s
         f"the log-probs of sampling and of training differ by {gaps[0]:.2g} nats a token under the same weights, and "
         f"rounding in {settings.dtype} explains {limit:g}: the gradient is not that of the policy that sampled"
     ]
+
+
+def show(bar: tqdm, row: dict[str, Any], last: bool) -> None:
+    """Tell a watcher how the update went.
+
+    Args:
+        bar: the run's.
+        row: of metrics.
+        last: whether no update comes after it.
+    """
+    for warning in row["warnings"]:
+        tqdm.write(f"update {row['update']}: {warning}")
+    bar.set_postfix({name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row})
+    bar.update(not last)

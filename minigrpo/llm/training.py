@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from minigrpo.llm import runs
 from minigrpo.llm.evaluation import evaluate
 from minigrpo.llm.found import found, found_lines
-from minigrpo.llm.metrics import describe, memory_gb, mismatch, warnings_of
+from minigrpo.llm.metrics import describe, gathered, mismatch, show, spent, warnings_of
 from minigrpo.llm.models import LoadedModel, load_model
 from minigrpo.llm.prompts import fix_date, longest_prompt
 from minigrpo.llm.scoring import Scored, score_groups
@@ -228,34 +228,3 @@ def first_group(update: int, problems: dict[str, list[str]], scored: Scored) -> 
         "completion_ids": [ids[:length] for ids, length in rows],
         "rewards": scored.rewards[0].tolist(),
     }
-
-
-def gathered(learned: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the last of an update's rounds saw, as columns of metrics; nothing where there was none."""
-    return {name: value for each in learned[-1:] for name, value in each.items() if name != "gap"}
-
-
-def spent(tokens: int, started: float, settings: Settings) -> dict[str, float | None]:
-    """Time and memory of an update, without its evaluation, as columns of metrics.
-
-    Args:
-        tokens: sampled in it.
-        started: when, by `time.perf_counter`.
-        settings: the run's.
-    """
-    seconds = time.perf_counter() - started
-    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
-
-
-def show(bar: tqdm, row: dict[str, Any], last: bool) -> None:
-    """Tell a watcher how the update went.
-
-    Args:
-        bar: the run's.
-        row: of metrics.
-        last: whether no update comes after it.
-    """
-    for warning in row["warnings"]:
-        tqdm.write(f"update {row['update']}: {warning}")
-    bar.set_postfix({name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row})
-    bar.update(not last)
