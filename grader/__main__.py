@@ -8,6 +8,7 @@ from minigrpo.commands import INTERRUPTED
 
 if __name__ == "__main__":
     status = main()
-    if status == INTERRUPTED:  # at once: the workers of threads that still grade end with us, and results are whole
+    # at once: the workers of threads that still grade end with us, and results are whole
+    if status == INTERRUPTED:
         os._exit(status)
     sys.exit(status)

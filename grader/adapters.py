@@ -41,10 +41,12 @@ FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM"}
 RANKS, ALPHAS = range(1, 65), range(1, 513)
 LARGEST = 1e4  # of a weight
 NEW_TOKENS = 16
-GAIN = 0.10  # of accuracy over the base, on fresh problems; grader/thresholds/lab09.json is the distribution behind it
+# of accuracy over the base, on fresh problems; grader/thresholds/lab09.json is the distribution behind it
+GAIN = 0.10
 DEVIATIONS = 3.5  # standard errors within which a claim has to lie
 LEAST_CLAIMED = 50  # held-out problems behind a claim: of fewer, any claim would hold
-ONE_AT_A_TIME = threading.Lock()  # transformers loads a model by way of settings that all threads share
+# transformers loads a model by way of settings that all threads share
+ONE_AT_A_TIME = threading.Lock()
 POINTS = {"a valid adapter": 1, "better than its base": 3, "claims that hold": 2}
 
 
@@ -101,9 +103,13 @@ def save_adapter(run: Path, out: Path) -> None:
     """
     settings = read_settings(run)
     # PEFT's files leave out the name that an adapter has in the model.
-    weights = {name.replace(".default.", "."): weight for name, weight in checkpoint_weights(run).items()}
+    weights = {
+        name.replace(".default.", "."): weight for name, weight in checkpoint_weights(run).items()
+    }
     if not settings.lora_rank:
-        raise ValueError(f"{run} trained every weight: set lora_rank, so that there is an adapter to save")
+        raise ValueError(
+            f"{run} trained every weight: set lora_rank, so that there is an adapter to save"
+        )
     layers = sorted({name.split(".")[-3] for name in weights})
     shape = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha, "target_modules": layers}
     write_bytes(out / WEIGHTS, safetensors.torch.save(weights))
@@ -149,15 +155,27 @@ def read_config(content: bytes | None) -> Config:
         raise ArtifactError(f"{CONFIG} is missing, or too large")
     found = _json(content, CONFIG)
     keys = {*FIXED, "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
-    if not isinstance(found, dict) or set(found) != keys or any(found[key] != FIXED[key] for key in FIXED):
-        raise ArtifactError(f"{CONFIG} must have the keys {', '.join(sorted(keys))} as save_adapter writes them")
-    base, r, alpha, targets = (found[key] for key in ("base_model_name_or_path", "r", "lora_alpha", "target_modules"))
+    if (
+        not isinstance(found, dict)
+        or set(found) != keys
+        or any(found[key] != FIXED[key] for key in FIXED)
+    ):
+        raise ArtifactError(
+            f"{CONFIG} must have the keys {', '.join(sorted(keys))} as save_adapter writes them"
+        )
+    base, r, alpha, targets = (
+        found[key] for key in ("base_model_name_or_path", "r", "lora_alpha", "target_modules")
+    )
     if not isinstance(base, str) or base not in BASES:
         raise ArtifactError(f"base_model_name_or_path must be one of {', '.join(BASES)}")
     for name, value, allowed in (("r", r, RANKS), ("lora_alpha", alpha, ALPHAS)):
         if type(value) is not int or value not in allowed:
             raise ArtifactError(f"{name} must be a whole number from {allowed[0]} to {allowed[-1]}")
-    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
+    if (
+        not isinstance(targets, list)
+        or not targets
+        or not all(isinstance(name, str) for name in targets)
+    ):
         raise ArtifactError("target_modules must be a list of names")
     return Config(base, r, alpha, tuple(targets))
 
@@ -165,13 +183,21 @@ def read_config(content: bytes | None) -> Config:
 def targeted(model: nn.Module, config: Config) -> dict[str, nn.Linear]:
     """The layers that a configuration names. Raises ArtifactError for a name that no linear layer has."""
     head = model.get_output_embeddings()
-    linear = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head}
+    linear = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part is not head
+    }
     if not set(config.targets) <= {name.rpartition(".")[2] for name in linear}:
         raise ArtifactError(f"target_modules must name linear layers of {config.base}")
-    return {name: layer for name, layer in linear.items() if name.rpartition(".")[2] in config.targets}
+    return {
+        name: layer for name, layer in linear.items() if name.rpartition(".")[2] in config.targets
+    }
 
 
-def read_weights(content: bytes | None, layers: Mapping[str, nn.Linear], r: int) -> dict[str, Tensor]:
+def read_weights(
+    content: bytes | None, layers: Mapping[str, nn.Linear], r: int
+) -> dict[str, Tensor]:
     """Read the adapter: float32, exactly the names and shapes that its configuration gives. Raises ArtifactError.
 
     Args:
@@ -218,10 +244,16 @@ def _check_header(header: Mapping[str, Any], layers: Mapping[str, nn.Linear], r:
         wanted[f"{PREFIX}{name}.lora_B.weight"] = [layer.out_features, r]
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if set(tensors) != set(wanted):
-        raise ArtifactError(f"{WEIGHTS} must hold the {len(wanted)} tensors of its configuration and no others")
+        raise ArtifactError(
+            f"{WEIGHTS} must hold the {len(wanted)} tensors of its configuration and no others"
+        )
     for name, shape in wanted.items():
         entry = tensors[name]
-        if not isinstance(entry, dict) or entry.get("dtype") != "F32" or entry.get("shape") != shape:
+        if (
+            not isinstance(entry, dict)
+            or entry.get("dtype") != "F32"
+            or entry.get("shape") != shape
+        ):
             raise ArtifactError(f"{name} must be float32 of shape {tuple(shape)}")
 
 
@@ -239,7 +271,9 @@ def read_claims(content: bytes | None) -> Claims:
     if content is None or len(content) > MAX_TEXT:
         raise ArtifactError(f"{METRICS} is missing, or too large")
     rows = [_json(line, METRICS) for line in content.splitlines()]
-    if not all(isinstance(row, dict) for row in rows) or [row.get("update") for row in rows] != list(range(len(rows))):
+    if not all(isinstance(row, dict) for row in rows) or [
+        row.get("update") for row in rows
+    ] != list(range(len(rows))):
         raise ArtifactError(f"{METRICS} must hold one row for each update, from 0 on")
     if len(rows) < 2:
         raise ArtifactError(f"{METRICS} holds no update")
@@ -250,7 +284,11 @@ def read_claims(content: bytes | None) -> Claims:
             raise ArtifactError("the first and the last row need an eval_accuracy from 0 to 1")
         if type(problems) is not int or problems < LEAST_CLAIMED:
             raise ArtifactError(f"evaluate on at least {LEAST_CLAIMED} problems (eval_size)")
-    return Claims(ends[0]["eval_accuracy"], ends[1]["eval_accuracy"], min(row["eval_problems"] for row in ends))
+    return Claims(
+        ends[0]["eval_accuracy"],
+        ends[1]["eval_accuracy"],
+        min(row["eval_problems"] for row in ends),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,7 +300,9 @@ def read_claims(content: bytes | None) -> Claims:
 def base_accuracy(base: str, seed: int) -> float:
     """Greedy accuracy of a base model on the seed's problems; of one seed it is measured once."""
     loaded = load_model(base)
-    return evaluate(loaded.model, loaded.tokenizer, fresh_task(base, seed), max_new_tokens=NEW_TOKENS)["accuracy"]
+    return evaluate(
+        loaded.model, loaded.tokenizer, fresh_task(base, seed), max_new_tokens=NEW_TOKENS
+    )["accuracy"]
 
 
 @torch.no_grad()
@@ -329,7 +369,9 @@ def _grade(contents: Mapping[str, bytes | None], seed: int) -> list[dict]:
     before, fresh = base_accuracy(config.base, seed), BASES[config.base].fresh
     said = f"on {fresh} fresh problems it solves {after:.0%}, its base {before:.0%}"
     gained = after - before >= GAIN
-    refused["better than its base"] = "" if gained else f"{said}; a gain of {100 * GAIN:.0f} points was asked"
+    refused["better than its base"] = (
+        "" if gained else f"{said}; a gain of {100 * GAIN:.0f} points was asked"
+    )
     try:
         claims = read_claims(contents.get(METRICS))
     except ArtifactError as error:
@@ -347,4 +389,10 @@ def _grade(contents: Mapping[str, bytes | None], seed: int) -> list[dict]:
 
 def _part(name: str, why: str) -> dict:
     points = POINTS[name]
-    return {"name": name, "points": points, "earned": 0 if why else points, "passed": not why, "feedback": why}
+    return {
+        "name": name,
+        "points": points,
+        "earned": 0 if why else points,
+        "passed": not why,
+        "feedback": why,
+    }

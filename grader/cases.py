@@ -11,10 +11,14 @@ from torch import Tensor
 from grader.drivers import DRIVERS
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 
-WORKED_IDS = [[ord(letter) - ord("A") for letter in completion.split()] for completion in WORKED_EXAMPLE]
+WORKED_IDS = [
+    [ord(letter) - ord("A") for letter in completion.split()] for completion in WORKED_EXAMPLE
+]
 
 
-def draw_completions(rng: np.random.Generator, size: int = 6, vocabulary: int = 3, longest: int = 7) -> list[list[int]]:
+def draw_completions(
+    rng: np.random.Generator, size: int = 6, vocabulary: int = 3, longest: int = 7
+) -> list[list[int]]:
     """Draw completions (lists of token ids), each going on from a prefix of an earlier one, or from nothing.
 
     Early ends, identical completions and completions that are prefixes of others all occur now and then.
@@ -27,7 +31,11 @@ def draw_completions(rng: np.random.Generator, size: int = 6, vocabulary: int = 
     """
     completions: list[list[int]] = []
     for _ in range(size):
-        origin = completions[rng.integers(len(completions))] if completions and rng.random() < 0.8 else []
+        origin = (
+            completions[rng.integers(len(completions))]
+            if completions and rng.random() < 0.8
+            else []
+        )
         prefix = origin[: rng.integers(len(origin) + 1)]
         tail = rng.integers(vocabulary, size=rng.integers(1, 4)).tolist()
         completions.append((prefix + tail)[:longest])

@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LARGEST_CELL = 100_000  # characters of code
-NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what reading a source may raise
+# what reading a source may raise
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 ANYTHING = "*"  # what `from math import *` makes
-OF_PYTHON = ("time", "timeit", "prun", "capture")  # cell magics whose body is run as it stands; others are no code
+# cell magics whose body is run as it stands; others are no code
+OF_PYTHON = ("time", "timeit", "prun", "capture")
 
 DECORATED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -24,7 +26,8 @@ DECORATED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class Cell:
     """A cell of code, or one statement of it: what it makes at its top level, and every name it reads."""
 
-    place: tuple[int, int]  # of the cell in the notebook, and of the statement in the cell; 0 is a whole cell
+    # of the cell in the notebook, and of the statement in the cell; 0 is a whole cell
+    place: tuple[int, int]
     label: str  # the exercise, or "cell 7"
     source: str
     defines: frozenset[str]
@@ -78,7 +81,11 @@ def is_text(source: str) -> bool:
         return True
     body = ast.parse(source).body
     calls = any(isinstance(part, ast.Call) for statement in body for part in ast.walk(statement))
-    return bool(source.strip()) and all(isinstance(statement, ast.Expr) for statement in body) and not calls
+    return (
+        bool(source.strip())
+        and all(isinstance(statement, ast.Expr) for statement in body)
+        and not calls
+    )
 
 
 def plain_python(source: str) -> str:
@@ -110,7 +117,11 @@ def _with_timed_lines(source: str, body: list[ast.stmt]) -> str:
 def _magic(node: ast.stmt, method: str) -> tuple[str, str]:
     """The magic and its text, where a statement is `get_ipython().method("magic", …, "text")`; else two empty texts."""
     match node:
-        case ast.Expr(ast.Call(ast.Attribute(attr=attr), [ast.Constant(str(magic)), *_, ast.Constant(str(text))])):
+        case ast.Expr(
+            ast.Call(
+                ast.Attribute(attr=attr), [ast.Constant(str(magic)), *_, ast.Constant(str(text))]
+            )
+        ):
             return (magic, text) if attr == method else ("", "")
     return "", ""
 
@@ -121,12 +132,18 @@ def _names(source: str) -> tuple[frozenset[str], frozenset[str]]:
         top = symtable.symtable(source, "cell", "exec")
     except NOT_PYTHON:
         return frozenset(), frozenset()
-    defines = {name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()}
+    defines = {
+        name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()
+    }
     reads, tables = set(), [top]
     while tables:
         table = tables.pop()
         tables += table.get_children()
-        reads |= {n.get_name() for n in table.get_symbols() if n.is_referenced() and (table is top or n.is_global())}
+        reads |= {
+            n.get_name()
+            for n in table.get_symbols()
+            if n.is_referenced() and (table is top or n.is_global())
+        }
     return frozenset(defines), frozenset(reads)
 
 
@@ -154,8 +171,12 @@ def statements(cells: Iterable[Cell], modules: frozenset[str]) -> list[Cell]:
 def imported(cells: Iterable[Cell]) -> frozenset[str]:
     """The names that import statements bind, anywhere in the cells."""
     trees = [ast.parse(cell.source) for cell in cells if is_python(cell.source)]
-    imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    return frozenset(alias.asname or alias.name.partition(".")[0] for node in imports for alias in node.names)
+    imports = [
+        n for tree in trees for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))
+    ]
+    return frozenset(
+        alias.asname or alias.name.partition(".")[0] for node in imports for alias in node.names
+    )
 
 
 def _segment(lines: list[bytes], node: ast.stmt) -> str:
@@ -167,7 +188,8 @@ def _segment(lines: list[bytes], node: ast.stmt) -> str:
     if decorators:
         first, start = decorators[0].lineno, 0
     text = b"".join(lines[first - 1 : node.end_lineno])
-    tail = len(lines[node.end_lineno - 1]) - node.end_col_offset  # bytes of the last line after the statement
+    # bytes of the last line after the statement
+    tail = len(lines[node.end_lineno - 1]) - node.end_col_offset
     return text[start : len(text) - tail].decode()
 
 

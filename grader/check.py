@@ -42,27 +42,38 @@ def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[lis
         points = f"{exercise.points} point{'s' * (exercise.points != 1)}"
         form_alone = all(part.secret for part in exercise.parts)
         passed = (
-            "the form is right, nothing else was looked at" if form_alone else f"all {len(tried)} public cases pass"
+            "the form is right, nothing else was looked at"
+            if form_alone
+            else f"all {len(tried)} public cases pass"
         )
         return [f"{exercise.id}: {passed}. Hidden cases decide its {points}."], True
     part, first = failed[0]
-    if first.error == f"NotImplementedError: {exercise.id}":  # torch raises that too, of what a device can't do
-        return [f"{exercise.id}: not written yet (`{exercise.function}` raises NotImplementedError)."], False
+    # torch raises that too, of what a device can't do
+    if first.error == f"NotImplementedError: {exercise.id}":
+        return [
+            f"{exercise.id}: not written yet (`{exercise.function}` raises NotImplementedError)."
+        ], False
     if part.secret:
         lines = [f"{exercise.id}: the form is not right.", f"  {_reason(first)}"]
     else:
-        lines = [f"{exercise.id}: {len(failed)} of {len(tried)} public cases fail. The first, of “{part.name}”:"]
+        lines = [
+            f"{exercise.id}: {len(failed)} of {len(tried)} public cases fail. The first, of “{part.name}”:"
+        ]
         lines += _described(exercise, first)
     if mistake := explain(exercise, [found for _, found in tried]):
         lines += [f"  It looks like this: {mistake.hint}"]
     elif not first.error and not part.secret:
-        lines += [f"  It is no mistake that we know by name. What “{part.name}” asks for: {part.hint}"]
+        lines += [
+            f"  It is no mistake that we know by name. What “{part.name}” asks for: {part.hint}"
+        ]
     return lines, False
 
 
 def public_cases(exercise: Exercise, part) -> list[Case]:
     """The worked examples of a part, then one drawn case unless the part keeps them secret."""
-    return [*part.examples] if part.secret else [*part.examples, exercise.case(part, PUBLIC_SEED, 0)]
+    return (
+        [*part.examples] if part.secret else [*part.examples, exercise.case(part, PUBLIC_SEED, 0)]
+    )
 
 
 def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> Attempt:
@@ -103,7 +114,9 @@ def _said_when_slow(exercise: Exercise):
 def _described(exercise: Exercise, found: Attempt) -> list[str]:
     """The case, what is wrong with the answer, and what it should have been."""
     shown = _the_call_that_fails(exercise, found)
-    lines = [f"  {name} = {_show(value)}" for name, value in shown.case.items()] + [f"  {_reason(found)}"]
+    lines = [f"  {name} = {_show(value)}" for name, value in shown.case.items()] + [
+        f"  {_reason(found)}"
+    ]
     if shown.expected is not None and not _raised(found):
         lines += [f"  expected {_show(shown.expected)}"]
         lines += [f"  got      {_show(shown.answer)}"] if not found.error else []
@@ -127,18 +140,29 @@ def _reason(found: Attempt) -> str:
 def _the_call_that_fails(exercise: Exercise, found: Attempt) -> Attempt:
     """Of a case that makes several calls, the first that is answered wrongly: few enough numbers to be printed."""
     calls = found.case.get("calls") if exercise.driver == "each" else None
-    if found.error or not calls or not isinstance(found.answer, list) or len(found.answer) != len(calls):
+    if (
+        found.error
+        or not calls
+        or not isinstance(found.answer, list)
+        or len(found.answer) != len(calls)
+    ):
         return found
     for at, (call, want, got) in enumerate(zip(calls, found.expected, found.answer, strict=True)):
         if exercise.verdict({"calls": [call]}, [want], [got]) is not None:
-            return Attempt({f"calls[{at}][{name!r}]": value for name, value in call.items()}, want, got)
+            return Attempt(
+                {f"calls[{at}][{name!r}]": value for name, value in call.items()}, want, got
+            )
     return found
 
 
 def _show(value: Any) -> str:
     """Show an argument or answer in full where it is short."""
     text = _written(value)
-    return text if isinstance(value, (torch.Tensor, np.ndarray)) or len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return (
+        text
+        if isinstance(value, (torch.Tensor, np.ndarray)) or len(text) <= LONGEST
+        else f"{text[: LONGEST - 1]}…"
+    )
 
 
 def _written(value: Any) -> str:
@@ -147,7 +171,9 @@ def _written(value: Any) -> str:
         tensor = torch.as_tensor(value).detach()
         if tensor.numel() > SHOWN:
             return f"tensor of shape {tuple(tensor.shape)}, {tensor.dtype}"
-        return str((tensor.double().round(decimals=4) if tensor.is_floating_point() else tensor).tolist())
+        return str(
+            (tensor.double().round(decimals=4) if tensor.is_floating_point() else tensor).tolist()
+        )
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, dict):

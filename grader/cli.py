@@ -12,7 +12,15 @@ from pathlib import Path
 
 import torch
 
-from grader.feedback import check_one_lab, final_grades, left_out, rubrics, set_mark, write_manual, write_run
+from grader.feedback import (
+    check_one_lab,
+    final_grades,
+    left_out,
+    rubrics,
+    set_mark,
+    write_manual,
+    write_run,
+)
 from grader.grade import grade_folder, grade_submission, load_manifest, nothing_graded, readable
 from grader.results import Grade, Grading, Result
 from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
@@ -28,17 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     torch.set_num_threads(1)  # tensors of a case are too small for more
     left = (
-        "interrupted; what is written stays, run it again to go on" if arguments.command == "grade" else "interrupted"
+        "interrupted; what is written stays, run it again to go on"
+        if arguments.command == "grade"
+        else "interrupted"
     )
     return run(arguments, arguments.run, "grader", left)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe every command and option."""
-    parser = argparse.ArgumentParser(prog="python -m grader", description="Check, hand in and grade the labs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m grader", description="Check, hand in and grade the labs."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, call: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         style = argparse.ArgumentDefaultsHelpFormatter
         sub = commands.add_parser(name, help=text, description=text, formatter_class=style)
         sub.set_defaults(run=call)
@@ -46,55 +60,100 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("check", run_check, "run the public cases of a lab on your notebook")
     sub.add_argument("lab", help="as in lab02, or your notebook")
-    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ or here unless given)")
+    sub.add_argument(
+        "notebook",
+        type=Path,
+        nargs="?",
+        help="your notebook (the one in labs/ or here unless given)",
+    )
 
     sub = command("submit", run_submit, "pack your notebook to hand it in, finished or not")
     sub.add_argument("lab", help="as in lab02, or your notebook")
-    sub.add_argument("notebook", type=Path, nargs="?", help="your notebook (the one in labs/ or here unless given)")
     sub.add_argument(
-        "--files", type=Path, metavar="DIR", help="the folder with a run's files, where the lab asks for some"
+        "notebook",
+        type=Path,
+        nargs="?",
+        help="your notebook (the one in labs/ or here unless given)",
     )
-    sub.add_argument("--out", type=Path, metavar="ZIP", help="the zip to write (labNN.zip unless given)")
+    sub.add_argument(
+        "--files",
+        type=Path,
+        metavar="DIR",
+        help="the folder with a run's files, where the lab asks for some",
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="ZIP", help="the zip to write (labNN.zip unless given)"
+    )
 
     command("doctor", run_doctor, "say what works on this machine")
 
     sub = command("build", run_build, "make labs/ from solutions/")
-    sub.add_argument("--verify", action="store_true", help="change nothing; fail where something is stale")
+    sub.add_argument(
+        "--verify", action="store_true", help="change nothing; fail where something is stale"
+    )
 
-    sub = command("release", run_release, "make the archive for students, without solutions/ and tests")
-    sub.add_argument("--out", type=Path, default=Path("minigrpo-labs.zip"), metavar="ZIP", help="the archive to write")
+    sub = command(
+        "release", run_release, "make the archive for students, without solutions/ and tests"
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("minigrpo-labs.zip"),
+        metavar="ZIP",
+        help="the archive to write",
+    )
 
     sub = command("grade", run_grade, "grade a folder of submissions; run it again to go on")
-    sub.add_argument("submissions", type=Path, help="a folder with a notebook, zip or folder for each student")
+    sub.add_argument(
+        "submissions", type=Path, help="a folder with a notebook, zip or folder for each student"
+    )
     _grading_options(sub)
     sub.add_argument("--jobs", type=int, default=2, help="submissions graded at the same time")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = command("gradescope", run_gradescope, "grade one submission inside Gradescope's container")
+    sub = command(
+        "gradescope", run_gradescope, "grade one submission inside Gradescope's container"
+    )
     sub.add_argument("submission", type=Path, help="/autograder/submission")
     _grading_options(sub)
 
-    sub = command("mark", run_mark, "mark one written question for the whole class, in the terminal")
+    sub = command(
+        "mark", run_mark, "mark one written question for the whole class, in the terminal"
+    )
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
     sub.add_argument("exercise", help="as in lab02.4")
 
-    sub = command("export", run_export, "write grades, a person's marks included, for another system")
+    sub = command(
+        "export", run_export, "write grades, a person's marks included, for another system"
+    )
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
-    sub.add_argument("--format", required=True, choices=("gradescope", "canvas", "moodle", "csv", "html"))
-    sub.add_argument("--out", type=Path, metavar="DIR", help="where to write (GRADES/export/FORMAT unless given)")
-    sub.add_argument("--assignment", default="", help="canvas: the column's name there, as in 'Lab 02 (12345)'")
+    sub.add_argument(
+        "--format", required=True, choices=("gradescope", "canvas", "moodle", "csv", "html")
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (GRADES/export/FORMAT unless given)"
+    )
+    sub.add_argument(
+        "--assignment", default="", help="canvas: the column's name there, as in 'Lab 02 (12345)'"
+    )
     sub.add_argument("--roster", type=Path, metavar="CSV", help="canvas: the exported gradebook")
-    sub.add_argument("--worksheet", type=Path, metavar="CSV", help="moodle: the downloaded grading worksheet")
+    sub.add_argument(
+        "--worksheet", type=Path, metavar="CSV", help="moodle: the downloaded grading worksheet"
+    )
     return parser
 
 
 def _grading_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--lab", required=True, help="as in lab02")
     sub.add_argument(
-        "--seed", type=int, help="the secret that hidden cases are drawn from; drawn and said unless given"
+        "--seed",
+        type=int,
+        help="the secret that hidden cases are drawn from; drawn and said unless given",
     )
     sub.add_argument("--out", type=Path, required=True, help="where results go")
-    sub.add_argument("--accept-reduced", action="store_true", help="grade also where bubblewrap can't isolate")
+    sub.add_argument(
+        "--accept-reduced", action="store_true", help="grade also where bubblewrap can't isolate"
+    )
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -125,7 +184,9 @@ def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:
     if arguments.notebook is None and not (is_notebook(path.name) or is_zip(path.name)):
         path = LABS / name if (LABS / name).is_file() else Path(name)
     if not path.is_file():
-        raise ValueError(f"no notebook {path}: name yours, as in `python -m grader {arguments.command} {lab} NOTEBOOK`")
+        raise ValueError(
+            f"no notebook {path}: name yours, as in `python -m grader {arguments.command} {lab} NOTEBOOK`"
+        )
     return path, lab, entry
 
 
@@ -160,7 +221,8 @@ def run_build(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         old = stale(made, LABS)
         print(
-            "\n".join(f"{path} is stale: python -m grader build" for path in old) or f"{len(made)} files are as built"
+            "\n".join(f"{path} is stale: python -m grader build" for path in old)
+            or f"{len(made)} files are as built"
         )
         return 1 if old else 0
     for path, text in made.items():
@@ -197,7 +259,9 @@ def run_grade(arguments: argparse.Namespace) -> int:
         print(f"{grade.student:24} {grade.earned:5g} of {grade.points}  {rest}")
         _print_faults(grade)
     print("".join(f"{line}\n" for line in _left_out(out)), end="")
-    print(f"seed {grading.seed}, isolation: {grading.isolation}; results in {out}/auto, your marks in {out}/manual")
+    print(
+        f"seed {grading.seed}, isolation: {grading.isolation}; results in {out}/auto, your marks in {out}/manual"
+    )
     return 0
 
 
@@ -228,17 +292,26 @@ def run_mark(arguments: argparse.Namespace) -> int:
         has = ", ".join(questions) or "none"
         raise ValueError(f"{lab} has no written question {arguments.exercise!r}, it has {has}")
     question = questions[arguments.exercise]
-    rows = [(grade, row) for grade in grades for row in grade.exercises if row.id == arguments.exercise]
+    rows = [
+        (grade, row) for grade in grades for row in grade.exercises if row.id == arguments.exercise
+    ]
     waiting = [(grade, row) for grade, row in rows if row.open or (row.stale and not grade.problem)]
-    print(f"{question['question']}\n\n{texts.get(arguments.exercise, '')}" if waiting else "no answer waits for a mark")
+    print(
+        f"{question['question']}\n\n{texts.get(arguments.exercise, '')}"
+        if waiting
+        else "no answer waits for a mark"
+    )
     try:
         for number, (grade, row) in enumerate(waiting, start=1):
             before = f", {row.earned:g} point{'s' * (row.earned != 1)} before" if row.stale else ""
-            print(f"\n[{number} of {len(waiting)}] {grade.student}{before}\n\n{readable(row.answer or '')}\n")
+            print(
+                f"\n[{number} of {len(waiting)}] {grade.student}{before}\n\n{readable(row.answer or '')}\n"
+            )
             points = _ask_points(question["points"])
             if points is not None:
                 comment = input("comment: ").strip()
-                write_manual(grade, entry, arguments.grades, texts)  # where `grade` was stopped before it wrote them
+                # where `grade` was stopped before it wrote them
+                write_manual(grade, entry, arguments.grades, texts)
                 set_mark(grade, arguments.exercise, points, comment, arguments.grades)
     except EOFError:
         print()
@@ -300,7 +373,9 @@ def run_gradescope(arguments: argparse.Namespace) -> int:
     write_json(arguments.out, nothing_yet())
     grading = _prepare(arguments)
     try:
-        submission = read_apart(arguments.submission, "submission", grading.entry, asked_files(grading.lab))
+        submission = read_apart(
+            arguments.submission, "submission", grading.entry, asked_files(grading.lab)
+        )
         result = grade_submission(submission, grading)
     except SubmissionError as error:
         result = replace(nothing_graded(grading, "submission", str(error)), exercises=())
@@ -321,7 +396,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     print(f"wrote {len(written)} file{'s' * (len(written) != 1)} into {out}{note}")
     groups = {
         "no grade, as the grader failed: mark by hand": [g.student for g in grades if g.ungraded],
-        "can't be read; only a person's marks count": [g.student for g in grades if g.problem and not g.ungraded],
+        "can't be read; only a person's marks count": [
+            g.student for g in grades if g.problem and not g.ungraded
+        ],
         "marks for an earlier submission, look again": [g.student for g in grades if g.stale],
         "left out, no student's": strays,
     }
@@ -330,7 +407,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _export(arguments: argparse.Namespace, grades: list[Grade], out: Path) -> tuple[list[Path], list[str]]:
+def _export(
+    arguments: argparse.Namespace, grades: list[Grade], out: Path
+) -> tuple[list[Path], list[str]]:
     """Write the files of a format; return them, and which submissions are no student's."""
     from grader import exports
     from grader.report import headings
@@ -339,9 +418,14 @@ def _export(arguments: argparse.Namespace, grades: list[Grade], out: Path) -> tu
     names = arguments.grades / "names.csv"
     formats = {
         "gradescope": lambda: (exports.export_gradescope(grades, out), []),
-        "canvas": lambda: exports.export_canvas(grades, arguments.assignment, arguments.roster, names, out),
+        "canvas": lambda: exports.export_canvas(
+            grades, arguments.assignment, arguments.roster, names, out
+        ),
         "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
         "csv": lambda: (exports.export_csv(grades, out), []),
-        "html": lambda: (exports.export_html(grades, entry, headings(_of_course(LABS / entry["notebook"])), out), []),
+        "html": lambda: (
+            exports.export_html(grades, entry, headings(_of_course(LABS / entry["notebook"])), out),
+            [],
+        ),
     }
     return formats[arguments.format]()

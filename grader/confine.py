@@ -11,10 +11,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-USERS = range(60578, 61184)  # ids that systemd's table of users leaves free; one for each worker in turn
+# ids that systemd's table of users leaves free; one for each worker in turn
+USERS = range(60578, 61184)
 PYTHON = os.path.realpath(getattr(sys, "_base_executable"))  # noqa: B009  (no public name, and no annotation)
 BASE = os.path.realpath(sys.base_prefix)
-SITES = [os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages()) if p in sys.path]
+SITES = [
+    os.path.realpath(p)
+    for p in (*site.getsitepackages(), site.getusersitepackages())
+    if p in sys.path
+]
 
 
 def fill(stage: Path, user: int | None) -> Path:
@@ -46,14 +51,19 @@ def program(place: str, requests: int, answers: int, rlimits: dict[str, int], fi
         first: whether it is process 1 in there.
     """
     path = f"import sys; sys.path[:0] = [{place!r}]; sys.path += {SITES!r}"
-    bound = f"from grader import restrain; restrain.restrain({rlimits!r})" + "; restrain.stand_first()" * first
+    bound = (
+        f"from grader import restrain; restrain.restrain({rlimits!r})"
+        + "; restrain.stand_first()" * first
+    )
     return f"{path}\n{bound}\nfrom grader.worker import main; main({requests}, {answers})"
 
 
 def shown() -> list[str]:
     """The folders of the host that the sandbox shows: programs, the interpreter, its libraries, installed packages."""
     folders = [
-        f"{root}/{name}" for root in ("/usr", "/usr/local", "", BASE) for name in ("bin", "lib", "lib32", "lib64")
+        f"{root}/{name}"
+        for root in ("/usr", "/usr/local", "", BASE)
+        for name in ("bin", "lib", "lib32", "lib64")
     ]
     return [folder for folder in dict.fromkeys([*folders, *SITES]) if os.path.isdir(folder)]
 
@@ -61,7 +71,9 @@ def shown() -> list[str]:
 def shows(path: Path) -> str | None:
     """The folder of `shown` that a path lies in, by whatever links, or None."""
     path = path.resolve()
-    return next((folder for folder in shown() if path.is_relative_to(os.path.realpath(folder))), None)
+    return next(
+        (folder for folder in shown() if path.is_relative_to(os.path.realpath(folder))), None
+    )
 
 
 def bubblewrap(stage: str, disk: int) -> list[str]:
@@ -70,8 +82,21 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
     Everything is read-only but /tmp and /dev/shm, of `disk` bytes each. There is no network, no other process, no
     privilege and no way to get one by another user namespace.
     """
-    options = ["--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
-    options += ["--as-pid-1", "--cap-drop", "ALL", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    options = [
+        "--unshare-user",
+        "--unshare-all",
+        "--disable-userns",
+        "--die-with-parent",
+        "--new-session",
+    ]
+    options += [
+        "--as-pid-1",
+        "--cap-drop",
+        "ALL",
+        "--ro-bind-try",
+        "/etc/ld.so.cache",
+        "/etc/ld.so.cache",
+    ]
     options += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/dev/shm", "/tmp"):
         options += ["--size", str(disk), "--tmpfs", folder]
@@ -81,10 +106,15 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
             options += ["--symlink", os.readlink(folder), folder]
             continue
         options += ["--ro-bind", folder, folder]
-        ours = [str(HERE.parent)] if HERE.is_relative_to(folder) and HERE.parent != Path(folder) else []
+        ours = (
+            [str(HERE.parent)]
+            if HERE.is_relative_to(folder) and HERE.parent != Path(folder)
+            else []
+        )
         for name in [*ours, f"{folder}/minigrpo", f"{folder}/grader"]:
             if os.path.isdir(name):
-                options += ["--tmpfs", name]  # over this repository, and over what is installed of it
+                # over this repository, and over what is installed of it
+                options += ["--tmpfs", name]
                 hidden.append(name)
     options += ["--ro-bind", stage, "/grader", "--chdir", "/tmp"]
     for folder in ("/dev", *hidden, "/"):
@@ -95,5 +125,11 @@ def bubblewrap(stage: str, disk: int) -> list[str]:
 def environment(home: str, threads: int) -> dict[str, str]:
     """All the environment there is: bubblewrap gets no other, so it has none to hand on."""
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
-    fixed = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "student", "MPLBACKEND": "Agg"}
+    fixed = {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": home,
+        "USER": "student",
+        "MPLBACKEND": "Agg",
+    }
     return fixed | {f"{library}_NUM_THREADS": str(threads) for library in libraries}

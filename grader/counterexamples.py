@@ -18,7 +18,8 @@ import minigrpo
 from grader.cases import pad
 from grader.exercise import Case, Judge
 
-REAL_GAP = 0.01  # of the gradients, relative; rounding is 1e-13 at most (grader/thresholds/lab05.json)
+# of the gradients, relative; rounding is 1e-13 at most (grader/thresholds/lab05.json)
+REAL_GAP = 0.01
 LONGEST, LARGEST_ID, LARGEST_REWARD = 12, 999, 100.0
 
 
@@ -60,14 +61,27 @@ def to_python(answer: Any) -> Any:
         return answer.item()
     if isinstance(answer, (list, tuple)):
         return [to_python(item) for item in answer]
-    return {key: to_python(item) for key, item in answer.items()} if isinstance(answer, dict) else answer
+    return (
+        {key: to_python(item) for key, item in answer.items()}
+        if isinstance(answer, dict)
+        else answer
+    )
 
 
 def no_reference(**arguments):
     """Many answers are right."""
 
 
-def gaps(leaf: Tensor, logps: Tensor, log_ratio: Tensor, ids: Tensor, mask: Tensor, rewards, batches=None, **options):
+def gaps(
+    leaf: Tensor,
+    logps: Tensor,
+    log_ratio: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    rewards,
+    batches=None,
+    **options,
+):
     """L_GRPO − L_PRM, and the relative distance of their gradients by `leaf`, steps being made of `ids`.
 
     batches: slices of rows, each divided by its own number of tokens, then averaged; None for one.
@@ -115,7 +129,9 @@ def completion_gaps(completions, rewards, ratio=None, **options) -> tuple[float,
     return gaps(leaf, leaf[node], log_ratio, ids, mask, rewards, **options)
 
 
-def state_gaps(states, actions, rewards, next_states, *, keyed_by_state: bool = False) -> tuple[float, float]:
+def state_gaps(
+    states, actions, rewards, next_states, *, keyed_by_state: bool = False
+) -> tuple[float, float]:
     """`gaps` of episodes by a table of logits: the smallest of three random tables'.
 
     Args:
@@ -130,7 +146,9 @@ def state_gaps(states, actions, rewards, next_states, *, keyed_by_state: bool = 
     rows = pad(states)[0]
     found = []
     for seed in range(3):
-        table = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(next_states), A))).requires_grad_()
+        table = torch.from_numpy(
+            np.random.default_rng(seed).normal(size=(len(next_states), A))
+        ).requires_grad_()
         logps = minigrpo.token_logps(table[rows], ids)
         keys = rows * A + ids if keyed_by_state else ids
         found.append(gaps(table, logps, torch.zeros_like(logps.detach()), keys, mask, rewards))
@@ -147,7 +165,9 @@ def check_rows(value: Any, name: str, kind: type, low: float, high: float) -> No
         low: the least entry.
         high: the largest entry.
     """
-    if not isinstance(value, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in value):
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(row, (list, tuple)) for row in value
+    ):
         raise Flaw("form", f"{name!r} must be a list of lists")
     for i, row in enumerate(value):
         if not 1 <= len(row) <= LONGEST:
@@ -159,7 +179,9 @@ def check_numbers(row: Sequence, name: str, kind: type, low: float, high: float)
     what = "whole numbers" if kind is int else "numbers"
     for entry in row:
         if type(entry) not in (int, kind) or not low <= entry <= high:
-            raise Flaw("form", f"{name} must hold {what} from {low:g} to {high:g}, got {entry!r}"[:200])
+            raise Flaw(
+                "form", f"{name} must hold {what} from {low:g} to {high:g}, got {entry!r}"[:200]
+            )
 
 
 def check_keys(answer: Any, *names: str) -> None:
@@ -171,7 +193,9 @@ def check_same_counts(answer: dict, *names: str) -> None:
     size = len(answer[names[0]])
     for name in names:
         if len(answer[name]) != size:
-            text = f"{name!r} must have {size} entries, as {names[0]!r} has, got {len(answer[name])}"
+            text = (
+                f"{name!r} must have {size} entries, as {names[0]!r} has, got {len(answer[name])}"
+            )
             raise Flaw("form", text)
 
 
@@ -180,12 +204,17 @@ def check_group(answer: dict, size: int) -> None:
     check_rows(answer["completions"], "completions", int, 0, LARGEST_ID)
     check_rewards(answer["rewards"])
     if len(answer["completions"]) != size:
-        raise Flaw("size", f"'completions' must hold {size} completions, got {len(answer['completions'])}")
+        raise Flaw(
+            "size", f"'completions' must hold {size} completions, got {len(answer['completions'])}"
+        )
     check_same_counts(answer, "completions", "rewards")
     given: dict[tuple, float] = {}
     for y, reward in zip(answer["completions"], answer["rewards"], strict=True):
         if given.setdefault(tuple(y), reward) != reward:
-            raise Flaw("unfair", "equal completions must get equal rewards: an outcome is a function of the completion")
+            raise Flaw(
+                "unfair",
+                "equal completions must get equal rewards: an outcome is a function of the completion",
+            )
     if len(set(answer["rewards"])) == 1:
         raise Flaw("rewards", "all rewards are equal, so every advantage is 0, and both losses are")
     if not shared(answer["completions"]):
@@ -211,7 +240,10 @@ def mixed(sets: list, rewards: Sequence[float]) -> list[tuple[int, list[int]]]:
     """Those sets whose members have different rewards. Raises Flaw where there is none."""
     kept = [(t, members) for t, members in sets if len({rewards[i] for i in members}) > 1]
     if not kept:
-        raise Flaw("one reward", "in each step that is shared the members have equal rewards, so A is a there too")
+        raise Flaw(
+            "one reward",
+            "in each step that is shared the members have equal rewards, so A is a there too",
+        )
     return kept
 
 

@@ -34,9 +34,15 @@ Finding = tuple[bool, str, str]  # works; what; what is there, or what to do
 def report() -> str:
     """Say in lines what works here and what to do about what does not; only the labs' own needs count as missing."""
     findings = [finding for look in LOOKS for finding in look()]
-    lines = [f"{'ok     ' if works else 'missing'}  {what:18} {text}" for works, what, text in findings]
+    lines = [
+        f"{'ok     ' if works else 'missing'}  {what:18} {text}" for works, what, text in findings
+    ]
     missing = sum(not works for works, *_ in findings)
-    last = f"Missing: {missing}; each such line says what to do." if missing else "Everything is there."
+    last = (
+        f"Missing: {missing}; each such line says what to do."
+        if missing
+        else "Everything is there."
+    )
     return "\n".join([*lines, "", last])
 
 
@@ -75,7 +81,9 @@ def _packages() -> list[Finding]:
         else:
             findings.append((True, package, metadata.version(package)))
     if find_spec("reasoning_gym") is None:
-        text = "not there, and no lab needs its tasks: pip install 'minigrpo[gym]' takes a C compiler"
+        text = (
+            "not there, and no lab needs its tasks: pip install 'minigrpo[gym]' takes a C compiler"
+        )
     else:
         text = metadata.version("reasoning-gym")
     findings.append((True, "reasoning-gym", text))
@@ -85,7 +93,9 @@ def _packages() -> list[Finding]:
 def _kernel() -> list[Finding]:
     if find_spec("ipykernel") is None:
         return [(False, "notebooks", "no kernel for Jupyter: pip install -r requirements.txt")]
-    return [(True, "notebooks", f"ipykernel {metadata.version('ipykernel')}, run by {sys.executable}")]
+    return [
+        (True, "notebooks", f"ipykernel {metadata.version('ipykernel')}, run by {sys.executable}")
+    ]
 
 
 def _isolation() -> list[Finding]:
@@ -97,7 +107,11 @@ def _isolation() -> list[Finding]:
 
 def _disk() -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    text = f"{free:.0f} GB free" if free >= FREE_GB else f"{free:.1f} GB free: lab 09 may need {FREE_GB:.0f}"
+    text = (
+        f"{free:.0f} GB free"
+        if free >= FREE_GB
+        else f"{free:.1f} GB free: lab 09 may need {FREE_GB:.0f}"
+    )
     return [(free >= FREE_GB, "disk", text)]
 
 
@@ -107,9 +121,26 @@ def _smollm2() -> list[Finding]:
     from minigrpo.llm.models import SMOLLM2_HUB, cache_folder, cached_folder, is_converted
 
     cached = is_converted(cache_folder() / "smollm2-135m") or cached_folder(SMOLLM2_HUB) is not None
-    text = "cached" if cached else "not cached; lab 09 downloads it once, or takes `tiny` for the same points"
-    offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "HF_HUB_OFFLINE is not set"
-    return [(True, "SmolLM2-135M", text), (True, "offline", f"{offline}; labs 00 to 08 never ask the network")]
+    text = (
+        "cached"
+        if cached
+        else "not cached; lab 09 downloads it once, or takes `tiny` for the same points"
+    )
+    offline = (
+        "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "HF_HUB_OFFLINE is not set"
+    )
+    return [
+        (True, "SmolLM2-135M", text),
+        (True, "offline", f"{offline}; labs 00 to 08 never ask the network"),
+    ]
 
 
-LOOKS: tuple[Callable[[], list[Finding]], ...] = (_python, _torch, _packages, _kernel, _isolation, _disk, _smollm2)
+LOOKS: tuple[Callable[[], list[Finding]], ...] = (
+    _python,
+    _torch,
+    _packages,
+    _kernel,
+    _isolation,
+    _disk,
+    _smollm2,
+)

@@ -20,7 +20,8 @@ from grader.drivers import DRIVERS, NOT_FINITE
 from grader.protocol import ProtocolError
 
 Case = dict[str, Any]
-Judge = Callable[[Case, Any, Any], "str | None"]  # (arguments, expected, answer) → what is wrong, or None
+# (arguments, expected, answer) → what is wrong, or None
+Judge = Callable[[Case, Any, Any], "str | None"]
 
 
 def close(rtol: float = 1e-5) -> Judge:
@@ -48,7 +49,11 @@ def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer
     """
     if _is_array(expected):
         return _array_difference(expected, answer, rtol, where)
-    if _is_array(answer) and not isinstance(expected, (Mapping, list, tuple)) and math.prod(answer.shape) == 1:
+    if (
+        _is_array(answer)
+        and not isinstance(expected, (Mapping, list, tuple))
+        and math.prod(answer.shape) == 1
+    ):
         answer = answer.item()
     if isinstance(expected, Mapping):
         if not isinstance(answer, dict) or set(answer) != set(expected):
@@ -69,10 +74,14 @@ def difference(expected: Any, answer: Any, rtol: float, where: str = "the answer
     else:
         right = type(answer) is type(expected) and answer == expected
         return None if right else f"{where}: expected {_brief(expected)}, got {_brief(answer)}"
-    return next((found for path, want, got in pairs if (found := difference(want, got, rtol, path))), None)
+    return next(
+        (found for path, want, got in pairs if (found := difference(want, got, rtol, path))), None
+    )
 
 
-def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, where: str) -> str | None:
+def _array_difference(
+    expected: Tensor | np.ndarray, answer: Any, rtol: float, where: str
+) -> str | None:
     if not _is_array(answer):
         kind = "torch.Tensor" if isinstance(expected, Tensor) else "numpy.ndarray"
         if answer == NOT_FINITE:
@@ -86,13 +95,20 @@ def _array_difference(expected: Tensor | np.ndarray, answer: Any, rtol: float, w
         return f"{where} must have {kinds[0]} entries, got {got.dtype}"
     gap = (got.double() - want.double()).abs()
     allowed = (
-        (rtol * want.double().abs().nan_to_num(nan=0.0).max() if want.numel() else 0.0) if kinds[0] == "float" else 0.0
+        (rtol * want.double().abs().nan_to_num(nan=0.0).max() if want.numel() else 0.0)
+        if kinds[0] == "float"
+        else 0.0
     )
-    wrong = ~(gap <= max(float(allowed), 1e-12)) & ~(want.isnan() & got.isnan())  # a reference is never NaN
+    # a reference is never NaN
+    wrong = ~(gap <= max(float(allowed), 1e-12)) & ~(want.isnan() & got.isnan())
     if not wrong.any():
         return None
     place = tuple(wrong.nonzero()[0].tolist())
-    count = f"{int(wrong.sum())} of {wrong.numel()} entries are wrong, first" if wrong.numel() > 1 else "wrong"
+    count = (
+        f"{int(wrong.sum())} of {wrong.numel()} entries are wrong, first"
+        if wrong.numel() > 1
+        else "wrong"
+    )
     at = f" at {list(place)}" if place else ""
     single = " (float32?)" if got.dtype == torch.float32 else ""
     return f"{where}: {count}{at}: {_compared(want[place].item(), got[place].item(), single)}"
@@ -110,7 +126,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _kind(tensor: Tensor) -> str:
-    return "bool" if tensor.dtype == torch.bool else "float" if tensor.is_floating_point() else "int"
+    return (
+        "bool" if tensor.dtype == torch.bool else "float" if tensor.is_floating_point() else "int"
+    )
 
 
 def _brief(value: Any) -> str:
@@ -130,7 +148,8 @@ class Part:
     hint: str  # said where a hidden case fails and no named mistake explains it
     draws: int = 4  # hidden cases
     examples: tuple[Case, ...] = ()  # shown in the public check, before one drawn case
-    secret: bool = False  # the public check tries the examples alone and shows nothing of what was expected
+    # the public check tries the examples alone and shows nothing of what was expected
+    secret: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,8 @@ class Exercise:
     driver: str = "call"  # one of grader.drivers.DRIVERS
     judge: Judge = close()
     seconds: float = 10.0  # for one case
-    seeded: bool = False  # draws random numbers from a seed: a new process has to find the very same answer
+    # draws random numbers from a seed: a new process has to find the very same answer
+    seeded: bool = False
 
     @property
     def points(self) -> int:
@@ -175,7 +195,9 @@ class Exercise:
         try:
             return self.judge(case, expected, answer)
         except Exception as error:  # an answer may be anything, and costs its part at most
-            raise ProtocolError(f"the judge stumbled over it ({type(error).__name__}: {error})") from error
+            raise ProtocolError(
+                f"the judge stumbled over it ({type(error).__name__}: {error})"
+            ) from error
 
     def case(self, part: Part, seed: int, index: int) -> Case:
         """Draw a hidden case: the same for the same seed, exercise, part and index, and for nothing else.
@@ -200,7 +222,8 @@ class Artifact:
     id: str  # "lab09.3"
     points: int
     files: tuple[str, ...]  # names in the submission
-    grade: Callable[[Mapping[str, bytes | None], int], list[dict]]  # (contents, seed) → name, points, earned, … a part
+    # (contents, seed) → name, points, earned, … a part
+    grade: Callable[[Mapping[str, bytes | None], int], list[dict]]
 
 
 @dataclass(frozen=True)
@@ -210,7 +233,8 @@ class Attempt:
     case: Case
     expected: Any
     answer: Any = None
-    error: str | None = None  # "ValueError: …" where it was run here, the kind of the worker's failure where there
+    # "ValueError: …" where it was run here, the kind of the worker's failure where there
+    error: str | None = None
     wrong: str | None = None  # what differs; None where the answer is right
 
     @property
@@ -222,16 +246,28 @@ def explain(exercise: Exercise, attempts: Sequence[Attempt]) -> Mistake | None:
     """Find the named mistake that gives the student's answer in every case tried, right or wrong, or None."""
     if all(attempt.passed for attempt in attempts):
         return None
-    return next((m for m in exercise.mistakes if all(_same(exercise, m, attempt) for attempt in attempts)), None)
+    return next(
+        (m for m in exercise.mistakes if all(_same(exercise, m, attempt) for attempt in attempts)),
+        None,
+    )
 
 
 def _same(exercise: Exercise, mistake: Mistake, attempt: Attempt) -> bool:
     """Whether a mistake does in this case what the student's code did: the same answer, or the same exception."""
     try:
         value = exercise.run(mistake.wrong, attempt.case)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         return (attempt.error or "").split(":")[0] == type(error).__name__
     try:
-        return attempt.error is None and exercise.verdict(attempt.case, value, attempt.answer) is None
+        return (
+            attempt.error is None and exercise.verdict(attempt.case, value, attempt.answer) is None
+        )
     except ProtocolError:
         return False

@@ -58,7 +58,9 @@ def gradescope(grade: Grade) -> dict:
         if not row.parts or row.earned != earned:  # a person's: what was written, or what was added
             rest = {"score": row.earned - earned, "max_score": row.points if not row.parts else 0}
             text = row.comment or ("not marked yet" if row.open else "")
-            tests.append({"name": f"{row.id} mark", **rest, "output": text, "visibility": "visible"})
+            tests.append(
+                {"name": f"{row.id} mark", **rest, "output": text, "visibility": "visible"}
+            )
     return {
         "score": grade.earned,
         "output": grade.problem or "",
@@ -71,7 +73,13 @@ def gradescope(grade: Grade) -> dict:
 def nothing_yet() -> dict:
     """The file written before grading begins, so that a grader that dies leaves zero points and a sentence."""
     text = "The grader did not finish; tell your instructor."
-    return {"score": 0, "output": text, "visibility": "visible", "stdout_visibility": "hidden", "tests": []}
+    return {
+        "score": 0,
+        "output": text,
+        "visibility": "visible",
+        "stdout_visibility": "hidden",
+        "tests": [],
+    }
 
 
 def export_gradescope(grades: Sequence[Grade], out: Path) -> list[Path]:
@@ -79,7 +87,9 @@ def export_gradescope(grades: Sequence[Grade], out: Path) -> list[Path]:
     return [write_json(out / grade.student / "results.json", gradescope(grade)) for grade in grades]
 
 
-def export_html(grades: Sequence[Grade], entry: Mapping, headings: Mapping[str, str], out: Path) -> list[Path]:
+def export_html(
+    grades: Sequence[Grade], entry: Mapping, headings: Mapping[str, str], out: Path
+) -> list[Path]:
     """Write out/<student>.html for each.
 
     Args:
@@ -88,13 +98,27 @@ def export_html(grades: Sequence[Grade], entry: Mapping, headings: Mapping[str, 
         headings: that of each exercise.
         out: the folder.
     """
-    return [write_text(out / f"{grade.student}.html", html_report(grade, entry, headings)) for grade in grades]
+    return [
+        write_text(out / f"{grade.student}.html", html_report(grade, entry, headings))
+        for grade in grades
+    ]
 
 
 def export_csv(grades: Sequence[Grade], out: Path) -> list[Path]:
     """Write out/grades.csv: a row for each student, a column for each exercise."""
     ids = [row.id for row in grades[0].exercises]
-    header = ["student", "lab", "earned", "points", *ids, "unmarked", "stale", "problem", "isolation", "sha256"]
+    header = [
+        "student",
+        "lab",
+        "earned",
+        "points",
+        *ids,
+        "unmarked",
+        "stale",
+        "problem",
+        "isolation",
+        "sha256",
+    ]
     rows = [
         [
             cell(grade.student),
@@ -110,7 +134,8 @@ def export_csv(grades: Sequence[Grade], out: Path) -> list[Path]:
         ]
         for grade in grades
     ]
-    return [write_text(out / "grades.csv", "\ufeff" + csv_text([header, *rows]))]  # Excel reads UTF-8 by its mark
+    # Excel reads UTF-8 by its mark
+    return [write_text(out / "grades.csv", "\ufeff" + csv_text([header, *rows]))]
 
 
 def export_canvas(
@@ -138,7 +163,9 @@ def export_canvas(
     else:
         gradebook = read_roster(roster, ("Student", "ID"))
         people = [row for row in gradebook.rows if row["ID"] or not _no_student(row["Student"])]
-        found = match(_students(grades), replace(gradebook, rows=people), CANVAS_KEYS, names, _strays(grades))
+        found = match(
+            _students(grades), replace(gradebook, rows=people), CANVAS_KEYS, names, _strays(grades)
+        )
     for grade in (grade for grade in grades if grade.student in found):
         rows.append([*(cell(found[grade.student].get(name, "")) for name in CANVAS), points(grade)])
     written = write_text(out / "canvas.csv", csv_text([[*CANVAS, assignment], *rows]))
@@ -185,7 +212,9 @@ def export_moodle(
         header = [*sheet.header, *([] if for_feedback in sheet.header else [for_feedback])]
         rows = [[person.get(name, "") for name in header] for person in sheet.rows]
         written.append(write_text(out / "moodle.csv", csv_text([header, *rows], sheet.delimiter)))
-    return [*written, write_text(out / "moodle_plain.csv", csv_text(plain))], _left_out(grades, found)
+    return [*written, write_text(out / "moodle_plain.csv", csv_text(plain))], _left_out(
+        grades, found
+    )
 
 
 def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
@@ -200,7 +229,9 @@ def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
     places = range(2, len(sheet.header))
     values = {at: {row[sheet.header[at]] for row in sheet.rows} for at in places}
     one_number = re.compile(r"\d+([.,]\d+)?")
-    maximum = [at for at in places if len(values[at]) == 1 and one_number.fullmatch(next(iter(values[at])))]
+    maximum = [
+        at for at in places if len(values[at]) == 1 and one_number.fullmatch(next(iter(values[at])))
+    ]
     identified = all(re.search(r"\d$", row[sheet.header[0]]) for row in sheet.rows)
     if len(maximum) != 1 or not identified:
         raise ValueError(
@@ -208,8 +239,16 @@ def moodle_columns(sheet: Roster) -> tuple[Keys, str, str]:
             "named in another language and can't be told apart, set your Moodle to English and download it again"
         )
     grade = maximum[0] - 1
-    told = [name for name in sheet.header[:grade] if len({row[name] for row in sheet.rows}) == len(sheet.rows)]
-    feedback = [name for name in sheet.header[grade + 2 :] if re.search("(?i)feedback|comm?ent|komment", name)]
+    told = [
+        name
+        for name in sheet.header[:grade]
+        if len({row[name] for row in sheet.rows}) == len(sheet.rows)
+    ]
+    feedback = [
+        name
+        for name in sheet.header[grade + 2 :]
+        if re.search("(?i)feedback|comm?ent|komment", name)
+    ]
     keys = replace(MOODLE_KEYS, number=sheet.header[0], names=told[1:], ids=told)
     return keys, sheet.header[grade], feedback[-1] if feedback else "Feedback comments"
 

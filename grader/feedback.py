@@ -33,11 +33,17 @@ class _Dumper(yaml.SafeDumper):
     """YAML as people like to fill it in: texts as blocks, an empty place where a value is missing."""
 
 
-_Dumper.add_representer(_Block, lambda form, text: form.represent_scalar("tag:yaml.org,2002:str", str(text), style="|"))
-_Dumper.add_representer(type(None), lambda form, _: form.represent_scalar("tag:yaml.org,2002:null", ""))
+_Dumper.add_representer(
+    _Block, lambda form, text: form.represent_scalar("tag:yaml.org,2002:str", str(text), style="|")
+)
+_Dumper.add_representer(
+    type(None), lambda form, _: form.represent_scalar("tag:yaml.org,2002:null", "")
+)
 
 
-def write_manual(result: Result, entry: Mapping, out: Path, rubrics: Mapping[str, str] | None = None) -> None:
+def write_manual(
+    result: Result, entry: Mapping, out: Path, rubrics: Mapping[str, str] | None = None
+) -> None:
     """Write the form for a person's marks, where there is none yet or it shows an earlier submission.
 
     It holds each written question with its answer; where the grader failed, every exercise. Marks that were given stay.
@@ -75,13 +81,17 @@ def write_manual(result: Result, entry: Mapping, out: Path, rubrics: Mapping[str
 
 def _empty_forms(result: Result, entry: Mapping, rubrics: Mapping[str, str]) -> dict[str, dict]:
     """What a person has to mark: written questions with their answers, and what the grader failed at."""
-    questions = {row["id"]: row["question"] for row in entry["exercises"] if row["kind"] == "written"}
+    questions = {
+        row["id"]: row["question"] for row in entry["exercises"] if row["kind"] == "written"
+    }
     forms: dict[str, dict] = {}
     for row in result.exercises:
         places = {"out_of": row.points, "points": None, "comment": None}
         if row.id in questions:
             texts = (questions[row.id], rubrics.get(row.id), row.answer)
-            forms[row.id] = {name: _block(text) for name, text in zip(TEXTS, texts, strict=True)} | places
+            forms[row.id] = {
+                name: _block(text) for name, text in zip(TEXTS, texts, strict=True)
+            } | places
         elif result.failed or row.failed:
             forms[row.id] = places
     return forms
@@ -116,7 +126,9 @@ def _write_form(path: Path, result: Result, form: Mapping) -> None:
         f"# {result.lab}, {result.student}: a person's marks. `points` of a written answer; for graded code,\n"
         "# `points` or a `delta` to add. What stands here wins.\n"
     )
-    write_text(path, head + yaml.dump(form, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    write_text(
+        path, head + yaml.dump(form, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    )
 
 
 def _block(text: str | None) -> _Block | None:
@@ -171,9 +183,13 @@ def merge(result: Result, marks: Mapping) -> Grade:
     """
     given = dict(marks.get("exercises", {}))
     other = "submission" in marks and marks["submission"] != result.sha256
-    rows = tuple(_marked_exercise(result, row, given.pop(row.id, {}), other) for row in result.exercises)
+    rows = tuple(
+        _marked_exercise(result, row, given.pop(row.id, {}), other) for row in result.exercises
+    )
     if given:
-        raise ValueError(f"{result.student}: {result.lab} has no exercise {', '.join(map(str, given))}")
+        raise ValueError(
+            f"{result.student}: {result.lab} has no exercise {', '.join(map(str, given))}"
+        )
     replaced = bool(rows) and all(row.by == "person" for row in rows)
     return result.graded(
         exercises=rows,
@@ -184,12 +200,16 @@ def merge(result: Result, marks: Mapping) -> Grade:
     )
 
 
-def _marked_exercise(result: Result, row: ExerciseResult, mark: Mapping, other: bool) -> MarkedExercise:
+def _marked_exercise(
+    result: Result, row: ExerciseResult, mark: Mapping, other: bool
+) -> MarkedExercise:
     """An exercise with a person's mark; `other`: the marks are for another submission."""
     points = mark.get("points")
     earned = (row.earned if points is None else points) + (mark.get("delta") or 0)
     if not 0 <= earned <= row.points:
-        raise ValueError(f"{result.student}: {row.id} can earn 0 to {row.points} points, marked {earned:g}")
+        raise ValueError(
+            f"{result.student}: {row.id} can earn 0 to {row.points} points, marked {earned:g}"
+        )
     by_hand = (row.kind == "written" and bool(row.answer)) or bool(row.failed)
     return row.marked(
         earned=earned,
@@ -212,7 +232,9 @@ def final_grades(out: Path) -> list[Grade]:
     if not results:
         raise ValueError(f"no grades in {out} of submissions that are still there: grade again")
     if len(labs := sorted({result.lab for result in results})) > 1:
-        raise ValueError(f"{out} holds grades of {' and '.join(labs)}: give each lab a folder of its own")
+        raise ValueError(
+            f"{out} holds grades of {' and '.join(labs)}: give each lab a folder of its own"
+        )
     return [merge(result, read_manual(out, result.student)) for result in results]
 
 
@@ -222,15 +244,21 @@ def left_out(out: Path) -> list[str]:
     students = []
     for result in gone:
         marks = read_manual(out, result.student).get("exercises", {})
-        students.append(result.student + (" (with marks)" if any(map(marked, marks.values())) else ""))
+        students.append(
+            result.student + (" (with marks)" if any(map(marked, marks.values())) else "")
+        )
     return students
 
 
 def check_one_lab(out: Path, lab: str) -> None:
     """Refuse to grade a lab into the results of another. Raises ValueError."""
-    others = {result.lab for path in (out / "auto").glob("*.json") if (result := read_result(path))} - {lab}
+    others = {
+        result.lab for path in (out / "auto").glob("*.json") if (result := read_result(path))
+    } - {lab}
     if others:
-        raise ValueError(f"{out} holds grades of {' and '.join(sorted(others))}: give each lab a folder of its own")
+        raise ValueError(
+            f"{out} holds grades of {' and '.join(sorted(others))}: give each lab a folder of its own"
+        )
 
 
 def _results(out: Path) -> tuple[list[Result], list[Result]]:
@@ -244,7 +272,9 @@ def _results(out: Path) -> tuple[list[Result], list[Result]]:
         results += [result] if result else []
         damaged += [] if result else [str(path)]
     if damaged:
-        raise ValueError(f"{', '.join(damaged)} is damaged: run `python -m grader grade … --out {out}` again")
+        raise ValueError(
+            f"{', '.join(damaged)} is damaged: run `python -m grader grade … --out {out}` again"
+        )
     known = _read_run(out)
     there = [result for result in results if known is None or result.student in known]
     return there, [result for result in results if result not in there]

@@ -26,15 +26,36 @@ from grader.labs import artifacts, asked_files, exercises
 from grader.protocol import ProtocolError
 from grader.results import ExerciseResult, Grading, PartResult, Result, read_result, write_result
 from grader.sandbox import Answer, Failure, SandboxError, Worker
-from grader.submission import StrayError, Submission, SubmissionError, is_notebook, is_zip, read_apart
+from grader.submission import (
+    StrayError,
+    Submission,
+    SubmissionError,
+    is_notebook,
+    is_zip,
+    read_apart,
+)
 
 HERE = Path(__file__).resolve().parent
 NO_POINTS = {  # files that decide none
-    *("__main__", "check", "cli", "doctor", "exports", "feedback", "local", "release", "report", "roster", "source"),
+    *(
+        "__main__",
+        "check",
+        "cli",
+        "doctor",
+        "exports",
+        "feedback",
+        "local",
+        "release",
+        "report",
+        "roster",
+        "source",
+    ),
     *("README", "commands", "demo", "explorer", "plots", "viz"),
 }
-LONGEST_NAME = 200  # bytes of a student's name: with what our own files' names add, a file system takes 255
-KINDS = {  # what a failure of the worker is called in the feedback; nothing of the student's output is shown
+# bytes of a student's name: with what our own files' names add, a file system takes 255
+LONGEST_NAME = 200
+# what a failure of the worker is called in the feedback; nothing of the student's output is shown
+KINDS = {
     "crash": "the code ended Python itself (os._exit, a crash, or a limit on processes or memory)",
     "timeout": "the code did not answer in time",
     "changed": "the same arguments gave another answer in a new process: draw from the seed, and from nothing else",
@@ -58,7 +79,8 @@ NAMED = (
 )
 
 
-FAILED = "the grader failed on this {}: a person has to grade it"  # all that a student reads of a fault of ours
+# all that a student reads of a fault of ours
+FAILED = "the grader failed on this {}: a person has to grade it"
 
 
 class CrowdedError(RuntimeError):
@@ -96,7 +118,9 @@ def load_manifest(labs: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} can't be read ({error}): run this in the course's folder") from error
+        raise ValueError(
+            f"{path} can't be read ({error}): run this in the course's folder"
+        ) from error
 
 
 def grade_submission(submission: Submission, grading: Grading) -> Result:
@@ -112,7 +136,15 @@ def _grade_entry(row: Mapping, submission: Submission, grading: Grading) -> Exer
         parts = _grade_parts(row, submission, grading)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other exercises count)
         failed = _fault(error)
-        parts = [PartResult("all of it", row["points"], earned=0, passed=False, feedback=FAILED.format("exercise"))]
+        parts = [
+            PartResult(
+                "all of it",
+                row["points"],
+                earned=0,
+                passed=False,
+                feedback=FAILED.format("exercise"),
+            )
+        ]
     earned = sum(part.earned for part in parts)
     answer = submission.answers.get(row["id"])
     text = readable(answer) if answer else answer
@@ -152,11 +184,16 @@ def nothing_graded(grading: Grading, student: str, problem: str, sha256: str = "
         problem: why.
         sha256: of the submission, where it can be read.
     """
-    rows = [ExerciseResult(row["id"], row["kind"], row["points"], 0) for row in grading.entry["exercises"]]
+    rows = [
+        ExerciseResult(row["id"], row["kind"], row["points"], 0)
+        for row in grading.entry["exercises"]
+    ]
     return replace(_result(grading, student, sha256, rows), problem=printable(problem))
 
 
-def _result(grading: Grading, student: str, sha256: str, exercises: Sequence[ExerciseResult]) -> Result:
+def _result(
+    grading: Grading, student: str, sha256: str, exercises: Sequence[ExerciseResult]
+) -> Result:
     """Put a submission's result together."""
     return Result(
         student=student,
@@ -176,11 +213,18 @@ def _result(grading: Grading, student: str, sha256: str, exercises: Sequence[Exe
 def version(lab: str) -> str:
     """A hash of the code that decides the lab's points; where it is another one, `grade` grades again."""
     digest, package = hashlib.sha256(), HERE.parent / "minigrpo"
-    paths = [*HERE.rglob("*.py"), *HERE.rglob("*.json"), *package.rglob("*.py"), *package.glob("llm/tiny/*")]
+    paths = [
+        *HERE.rglob("*.py"),
+        *HERE.rglob("*.json"),
+        *package.rglob("*.py"),
+        *package.glob("llm/tiny/*"),
+    ]
     for path in sorted(paths):
         own = re.match(r"lab\d\d", path.stem)  # lab08_runs.json is lab 08's
         if path.stem not in NO_POINTS and (not own or own[0] == lab):
-            digest.update(path.relative_to(HERE.parent).as_posix().encode() + b"\0" + path.read_bytes())
+            digest.update(
+                path.relative_to(HERE.parent).as_posix().encode() + b"\0" + path.read_bytes()
+            )
     return digest.hexdigest()[:16]
 
 
@@ -226,7 +270,11 @@ def _asked_again(exercise: Exercise, case: Case, answer: Answer, workers: _Worke
     """Ask a new process for what has to follow from a seed: the very same answer."""
     again = workers.ask_anew(case)
     attempt = _attempt(exercise, case, again)
-    if isinstance(again, Answer) and attempt.passed and not exercise.repeats(answer.value, again.value):
+    if (
+        isinstance(again, Answer)
+        and attempt.passed
+        and not exercise.repeats(answer.value, again.value)
+    ):
         return Attempt(case, None, error="changed")
     return attempt
 
@@ -234,7 +282,9 @@ def _asked_again(exercise: Exercise, case: Case, answer: Answer, workers: _Worke
 class _Workers:
     """The workers of one exercise: one at a time, and a new one after each that died."""
 
-    def __init__(self, exercise: Exercise, submission: Submission, grading: Grading, last: bool) -> None:
+    def __init__(
+        self, exercise: Exercise, submission: Submission, grading: Grading, last: bool
+    ) -> None:
         self.exercise = exercise
         self.grading = grading
         self._cells = submission.cells_for(exercise.id)
@@ -259,7 +309,9 @@ class _Workers:
         return self._ask(self._start(), case)
 
     def _start(self) -> Worker:
-        worker = Worker(self._cells, setup=self.grading.entry["setup"], isolation=self.grading.isolation)
+        worker = Worker(
+            self._cells, setup=self.grading.entry["setup"], isolation=self.grading.isolation
+        )
         self._stack.enter_context(worker)
         return worker
 
@@ -277,14 +329,18 @@ def _attempt(exercise: Exercise, case: Case, answer: Answer | Failure) -> Attemp
         return Attempt(case, None, error=_kind(answer))
     expected = exercise.run(exercise.reference, case)
     try:
-        return Attempt(case, expected, answer.value, wrong=exercise.verdict(case, expected, answer.value))
-    except ProtocolError:  # an answer that the judge can make nothing of costs its part, and nothing else
+        return Attempt(
+            case, expected, answer.value, wrong=exercise.verdict(case, expected, answer.value)
+        )
+    # an answer that the judge can make nothing of costs its part, and nothing else
+    except ProtocolError:
         return Attempt(case, expected, error="protocol")
 
 
 def _kind(failure: Failure) -> str:
     """The kind of a failure, with the exception's type where it is one of those that are named: "error: NameError"."""
-    texts = {"error": failure.detail, "import": failure.detail.partition(": ")[2]}  # "cell 3: NameError: …"
+    # "cell 3: NameError: …"
+    texts = {"error": failure.detail, "import": failure.detail.partition(": ")[2]}
     raised = texts.get(failure.kind, "").partition(":")[0]
     return f"{failure.kind}: {raised}" if raised in NAMED else failure.kind
 
@@ -308,7 +364,11 @@ def _failed(part: Part, feedback: str) -> PartResult:
 def _said_why(part: PartResult, left_out: str) -> PartResult:
     """Add which cells were left out, where that may be why the code raised."""
     raised = tuple(KINDS[kind] for kind in ("error", "missing", "import"))
-    return replace(part, feedback=f"{part.feedback}; {left_out}") if part.feedback.startswith(raised) else part
+    return (
+        replace(part, feedback=f"{part.feedback}; {left_out}")
+        if part.feedback.startswith(raised)
+        else part
+    )
 
 
 def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[PartResult]:
@@ -325,7 +385,8 @@ def grade_files(artifact: Artifact, submission: Submission, seed: int) -> list[P
     for row in artifact.grade(contents, seed):
         part = PartResult(**row)
         feedback = f"{part.feedback}; {problem}" if problem and not part.passed else part.feedback
-        graded.append(replace(part, feedback=printable(feedback)))  # names of weights are the student's
+        # names of weights are the student's
+        graded.append(replace(part, feedback=printable(feedback)))
     return graded
 
 
@@ -338,8 +399,12 @@ def find_submissions(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise ValueError(f"submissions must be a folder, got {folder}")
     found: dict[str, list[Path]] = {}
-    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__MACOSX"))]
-    readable = [path for path in paths if path.is_dir() or is_notebook(path.name) or is_zip(path.name)]
+    paths = [
+        path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__MACOSX"))
+    ]
+    readable = [
+        path for path in paths if path.is_dir() or is_notebook(path.name) or is_zip(path.name)
+    ]
     for path in readable:
         found.setdefault(student_name(path), []).append(path)
     for path in paths:
@@ -347,7 +412,9 @@ def find_submissions(folder: Path) -> dict[str, list[Path]]:
             name = student_name(path)
             found.setdefault(fit_name(path.name) if name in found else name, []).append(path)
     if not found:
-        raise ValueError(f"no submission in {folder}: it must hold a notebook, a zip or a folder for each student")
+        raise ValueError(
+            f"no submission in {folder}: it must hold a notebook, a zip or a folder for each student"
+        )
     return found
 
 
@@ -375,7 +442,10 @@ def printable(text: str) -> str:
 def readable(text: str) -> str:
     """A text of several lines, without what steers a terminal."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    kept = ("_" if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" else letter for letter in text)
+    kept = (
+        "_" if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t" else letter
+        for letter in text
+    )
     return "".join(kept)
 
 
@@ -401,18 +471,25 @@ def grade_folder(
     """
     for path in (folder, out):
         if grading.isolation == "bubblewrap" and (place := confine.shows(path)):
-            raise ValueError(f"{path} lies in {place}, where student code can read it: put it somewhere else")
+            raise ValueError(
+                f"{path} lies in {place}, where student code can read it: put it somewhere else"
+            )
     return _grade_all(find_submissions(folder), grading, out, jobs, progress)
 
 
 def _grade_all(
-    submissions: Mapping[str, Sequence[Path]], grading: Grading, out: Path, jobs: int, progress: bool
+    submissions: Mapping[str, Sequence[Path]],
+    grading: Grading,
+    out: Path,
+    jobs: int,
+    progress: bool,
 ) -> Iterator[Result]:
     bar = tqdm(total=len(submissions), desc=grading.lab, unit=" submissions", disable=not progress)
     pool = ThreadPoolExecutor(jobs)
     try:
         work = {
-            pool.submit(_grade_paths, paths, student, grading, out): student for student, paths in submissions.items()
+            pool.submit(_grade_paths, paths, student, grading, out): student
+            for student, paths in submissions.items()
         }
         for future in as_completed(work):
             failure = future.exception()
@@ -423,7 +500,8 @@ def _grade_all(
                 yield write_result(replace(nothing, failed=_fault(failure)), out)
             bar.update()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for a submission that hangs
+        # Ctrl-C does not wait for a submission that hangs
+        pool.shutdown(wait=False, cancel_futures=True)
         bar.close()
 
 
@@ -432,7 +510,9 @@ def _grade_paths(paths: Sequence[Path], student: str, grading: Grading, out: Pat
     try:
         if len(paths) > 1:
             names = " and ".join(repr(path.name) for path in paths)
-            raise SubmissionError(f"{names} are of one name, {student!r}: leave one, or rename them, and grade again")
+            raise SubmissionError(
+                f"{names} are of one name, {student!r}: leave one, or rename them, and grade again"
+            )
         submission = read_apart(paths[0], student, grading.entry, asked_files(grading.lab))
     except SubmissionError as error:
         nothing = nothing_graded(grading, student, str(error))

@@ -37,13 +37,20 @@ def check_notebook(path: Path, lab: str, entry: Mapping) -> list[str]:
         if callable(namespace.get(exercise.function)):
             report, passed = public_report(exercise, namespace[exercise.function])
             left_out = submission.left_out(exercise.id)
-            lines += report if passed else [*report, *errors, *([f"  {left_out}"] if left_out else [])]
+            lines += (
+                report if passed else [*report, *errors, *([f"  {left_out}"] if left_out else [])]
+            )
         else:
-            lines += [f"{exercise.id}: {exercise.function} is not there after its cells ran", *errors]
+            lines += [
+                f"{exercise.id}: {exercise.function} is not there after its cells ran",
+                *errors,
+            ]
     for row in entry["exercises"]:
         if row["kind"] == "written":
             answered = row["id"] in submission.answers
-            lines.append(f"{row['id']}: {'written; a person reads it' if answered else 'not written yet'}.")
+            lines.append(
+                f"{row['id']}: {'written; a person reads it' if answered else 'not written yet'}."
+            )
     return lines
 
 
@@ -55,7 +62,10 @@ def run_cells(submission: Submission, exercise_id: str, setup: str) -> tuple[dic
         exercise_id: as in "lab02.1".
         setup: the cell that every exercise needs.
     """
-    namespace: dict = {"__name__": "__main__", "__builtins__": vars(builtins) | {"__import__": _import}}
+    namespace: dict = {
+        "__name__": "__main__",
+        "__builtins__": vars(builtins) | {"__import__": _import},
+    }
     errors = []
     for label, source in [("setup", setup), *submission.cells_for(exercise_id)]:
         try:
@@ -98,16 +108,25 @@ def pack(path: Path, lab: str, entry: Mapping, files: Path | None, out: Path) ->
     lines += [f"not written yet: {', '.join(missing)}"] if missing else []
     for name in asked_files(lab):
         if (source := _find(name, files)) is None:
-            where = "name the folder it lies in, with --files DIR" if files is None else f"it is not in {files}"
+            where = (
+                "name the folder it lies in, with --files DIR"
+                if files is None
+                else f"it is not in {files}"
+            )
             lines.append(f"{name} is not packed: {where}")
         else:
             contents[name] = source
-    manifest = {"lab": lab, "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}}
+    manifest = {
+        "lab": lab,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
     contents["manifest.json"] = json.dumps(manifest, indent=1).encode()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in contents.items():
-            file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+            file.writestr(
+                zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED
+            )
     write_bytes(out, archive.getvalue())
     return [*lines, f"{out} holds {', '.join(contents)}: hand it in."]
 
@@ -116,7 +135,11 @@ def unfinished(submission: Submission, entry: Mapping) -> list[str]:
     """The exercises whose stub or question is as the lab gave it."""
     stub = r"^[ \t]*raise NotImplementedError\([\"']{}[\"']\)"
     code = {name: cell.source for name, cell in submission.exercises.items()}
-    left = [name for name, source in code.items() if re.search(stub.format(re.escape(name)), source, re.MULTILINE)]
+    left = [
+        name
+        for name, source in code.items()
+        if re.search(stub.format(re.escape(name)), source, re.MULTILINE)
+    ]
     written = [row["id"] for row in entry["exercises"] if row["kind"] == "written"]
     return [*left, *(name for name in written if name not in submission.answers)]
 
@@ -125,5 +148,7 @@ def _find(name: str, files: Path | None) -> bytes | None:
     """A file that the lab asks for, out of a folder; None where it is not there."""
     found = [] if files is None else sorted(files.rglob(name))
     if len({path.read_bytes() for path in found}) > 1:
-        raise ValueError(f"{name} is in {files} twice, {found[0]} and {found[1]}: name the folder of one run")
+        raise ValueError(
+            f"{name} is in {files} twice, {found[0]} and {found[1]}: name the folder of one run"
+        )
     return found[0].read_bytes() if found else None

@@ -20,8 +20,12 @@ import torch
 MAX_FRAME = 64 << 20  # bytes
 MAX_HEADER = 1 << 20  # bytes of the JSON line
 MAX_DEPTH = 16
-DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint8", "int32", "int64", "float32", "float64")}
-WIDER = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}  # sent as another dtype
+DTYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in ("bool", "uint8", "int32", "int64", "float32", "float64")
+}
+# sent as another dtype
+WIDER = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}
 WIDER |= {"float16": "float32", "bfloat16": "float32"}
 
 
@@ -51,7 +55,9 @@ def unpack(body: bytes, *, finite: bool) -> tuple[dict[str, str], object]:
     if not newline or len(header) > MAX_HEADER:
         raise ProtocolError("the frame has no header, or too long a one")
     try:
-        head = json.loads(header.decode(), object_pairs_hook=_unique, parse_int=_int, parse_constant=float)
+        head = json.loads(
+            header.decode(), object_pairs_hook=_unique, parse_int=_int, parse_constant=float
+        )
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the header is not the JSON expected: {error}") from error
     if type(head) is not dict or "value" not in head:
@@ -73,7 +79,8 @@ def carried(value, *, finite: bool):
 def _encode(value, depth: int, arrays: list[bytes], finite: bool):  # noqa: C901  (a table of kinds, one a line)
     if depth > MAX_DEPTH:
         raise ProtocolError(f"the value is nested more than {MAX_DEPTH} deep")
-    match value:  # by the base that it has: its own methods run here, on the sender's side, and never where it arrives
+    # by the base that it has: its own methods run here, on the sender's side, and never where it arrives
+    match value:
         case None:
             return None
         case bool() | np.bool_():
@@ -87,12 +94,19 @@ def _encode(value, depth: int, arrays: list[bytes], finite: bool):  # noqa: C901
         case list() | tuple():
             return [_encode(item, depth + 1, arrays, finite) for item in value]
         case dict():
-            return {"dict": {_key(key): _encode(item, depth + 1, arrays, finite) for key, item in value.items()}}
+            return {
+                "dict": {
+                    _key(key): _encode(item, depth + 1, arrays, finite)
+                    for key, item in value.items()
+                }
+            }
         case np.ndarray():
             return {"numpy": _array(value, value.dtype.name, value.nbytes, arrays, finite)}
         case torch.Tensor():
             return {"torch": _tensor(value, arrays, finite)}
-    raise ProtocolError(f"{_name(value)} is none of numbers, text, lists, dicts, tensors and arrays")
+    raise ProtocolError(
+        f"{_name(value)} is none of numbers, text, lists, dicts, tensors and arrays"
+    )
 
 
 def _tensor(value: torch.Tensor, arrays: list[bytes], finite: bool) -> list:
@@ -149,7 +163,9 @@ class _Arrays:
         if any(type(d) is not int or not 0 <= d <= MAX_FRAME for d in shape):
             raise ProtocolError("an array of impossible shape")
         count, size = math.prod(shape), DTYPES[name].itemsize
-        if math.prod(max(d, 1) for d in shape) > MAX_FRAME or self.at + count * size > len(self.raw):
+        if math.prod(max(d, 1) for d in shape) > MAX_FRAME or self.at + count * size > len(
+            self.raw
+        ):
             raise ProtocolError("an array larger than its bytes")
         array = np.frombuffer(self.raw, DTYPES[name], count, self.at)
         self.at += count * size
@@ -184,7 +200,11 @@ def _key(key) -> str:
 
 def _name(value) -> str:
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _number(value, finite: bool):

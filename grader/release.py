@@ -38,12 +38,20 @@ def release(root: Path, out: Path) -> int:
     All files have the date of the newest: the same files make the same archive.
     Raises: ValueError where `root` is not the course's folder; OSError.
     """
-    missing = [name for name in ("minigrpo", "grader", "labs", "README.md") if not (root / name).exists()]
+    missing = [
+        name for name in ("minigrpo", "grader", "labs", "README.md") if not (root / name).exists()
+    ]
     if missing:
-        raise ValueError(f"release runs in the course's folder, and {root} lacks {', '.join(missing)}")
+        raise ValueError(
+            f"release runs in the course's folder, and {root} lacks {', '.join(missing)}"
+        )
     inside = [root / name for name in FILES if (root / name).exists()]
     for folder in FOLDERS:
-        inside += [p for p in sorted((root / folder).rglob("*")) if p.is_file() and not set(p.parts) & set(LEFT_OUT)]
+        inside += [
+            p
+            for p in sorted((root / folder).rglob("*"))
+            if p.is_file() and not set(p.parts) & set(LEFT_OUT)
+        ]
     newest = time.gmtime(max(path.stat().st_mtime for path in inside))
     date = max(newest[:6], (1980, 1, 1, 0, 0, 0))  # a zip knows none before
     archive = io.BytesIO()

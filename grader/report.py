@@ -34,7 +34,10 @@ def html_report(grade: Grade, entry: Mapping, titles: Mapping[str, str]) -> str:
         titles: the heading of each exercise.
     """
     e, title = html.escape, entry["title"]
-    questions = {row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**") for row in entry["exercises"]}
+    questions = {
+        row["id"]: row.get("question", "").removeprefix(f"**{row['id']}**")
+        for row in entry["exercises"]
+    }
     unmarked = sum(row.points for row in grade.exercises if row.open)
     rest = f"; {unmarked} points are not marked yet" if unmarked else ""
     so_far = f"{grade.earned:g} of {grade.points}" + " so far" * bool(unmarked)
@@ -54,7 +57,8 @@ def html_report(grade: Grade, entry: Mapping, titles: Mapping[str, str]) -> str:
         body += [f"<p>{e(questions[row.id].strip())}</p>"] if questions.get(row.id) else []
         body += [f"<blockquote>{e(row.answer)}</blockquote>"] if row.answer else []
         body += [f"<p><b>{e(row.comment)}</b></p>"] if row.comment else []
-    footer = f"isolation: {grade.isolation} · submission {grade.sha256[:12] or 'unreadable'}"  # and no seed
+    # and no seed
+    footer = f"isolation: {grade.isolation} · submission {grade.sha256[:12] or 'unreadable'}"
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{e(title)}</title><style>{STYLE}</style><body>{''.join(body)}<footer>{e(footer)}</footer></body></html>\n"
@@ -68,6 +72,8 @@ def headings(notebook: Path) -> dict[str, str]:
         source = "".join(cell["source"])
         if exercise := cell["metadata"].get("exercise"):
             found[exercise] = heading
-        elif cell["cell_type"] == "markdown" and (titles := re.findall(r"(?m)^## (?:\d+ · )?(.+)", source)):
+        elif cell["cell_type"] == "markdown" and (
+            titles := re.findall(r"(?m)^## (?:\d+ · )?(.+)", source)
+        ):
             heading = titles[-1].replace("`", "").replace("\\|", "|")
     return found

@@ -19,13 +19,17 @@ BPF_JGE_K = 0x35  # BPF_JMP | BPF_JGE | BPF_K: is it as large, unsigned?
 BPF_JSET_K = 0x45  # BPF_JMP | BPF_JSET | BPF_K: has it one of the constant's bits?
 BPF_RET_K = 0x06  # BPF_RET | BPF_K: the verdict
 # linux/seccomp.h
-NUMBER, ARCHITECTURE, ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; of the first argument its lower half
+# offsets in struct seccomp_data; of the first argument its lower half
+NUMBER, ARCHITECTURE, ARGUMENT = 0, 4, 16
 KILL_PROCESS, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
-EPERM, ENOSYS, EAFNOSUPPORT = (ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT))
+EPERM, ENOSYS, EAFNOSUPPORT = (
+    ERRNO | number for number in (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT)
+)
 # linux/prctl.h
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 4, 22, 38, 2
 
-MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
+# linux/audit.h: AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # The kernel's numbers of calls on these machines, in their order (asm/unistd_64.h, asm-generic/unistd.h); None where a
 # machine lacks one. All of these are refused with EPERM.
 REFUSED = {
@@ -99,8 +103,10 @@ REFUSED = {
         "ioperm": (173, None),
     },
 }
-UNKNOWN = 463  # calls from this number on are younger than this list, and those of x32 larger: not there (ENOSYS)
-CLONE, CLONE3 = (56, 220), (435, 435)  # clone3 is not there: its flags lie in memory, and libraries fall back on clone
+# calls from this number on are younger than this list, and those of x32 larger: not there (ENOSYS)
+UNKNOWN = 463
+# clone3 is not there: its flags lie in memory, and libraries fall back on clone
+CLONE, CLONE3 = (56, 220), (435, 435)
 CLONE_NEW = 0x7E020000  # CLONE_NEWNS, …CGROUP, …UTS, …IPC, …USER, …PID, …NET
 SOCKETS = {"socket": (41, 198), "socketpair": (53, 199)}
 FAMILIES = {
@@ -129,7 +135,8 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
     """The filter, for a machine of MACHINES: one question after the other, each with its verdict."""
     at = list(MACHINES).index(machine)
     lines = [(BPF_LD_W_ABS, 0, 0, ARCHITECTURE)]
-    lines += [(BPF_JEQ_K, 1, 0, MACHINES[machine]), _give(KILL_PROCESS)]  # calls by another machine's numbers
+    # calls by another machine's numbers
+    lines += [(BPF_JEQ_K, 1, 0, MACHINES[machine]), _give(KILL_PROCESS)]
     lines += [(BPF_LD_W_ABS, 0, 0, NUMBER)]
     lines += [*_if(BPF_JGE_K, UNKNOWN, _give(ENOSYS)), *_if(BPF_JEQ_K, CLONE3[at], _give(ENOSYS))]
     for calls in REFUSED.values():
@@ -138,10 +145,14 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
             if number is not None:
                 lines += _if(BPF_JEQ_K, number, _give(EPERM))
     argument = (BPF_LD_W_ABS, 0, 0, ARGUMENT)
-    families = [line for family in FAMILIES.values() for line in _if(BPF_JEQ_K, family, _give(ALLOW))]
+    families = [
+        line for family in FAMILIES.values() for line in _if(BPF_JEQ_K, family, _give(ALLOW))
+    ]
     for numbers in SOCKETS.values():
         lines += _if(BPF_JEQ_K, numbers[at], argument, *families, _give(EAFNOSUPPORT))
-    lines += _if(BPF_JEQ_K, CLONE[at], argument, *_if(BPF_JSET_K, CLONE_NEW, _give(EPERM)), _give(ALLOW))
+    lines += _if(
+        BPF_JEQ_K, CLONE[at], argument, *_if(BPF_JSET_K, CLONE_NEW, _give(EPERM)), _give(ALLOW)
+    )
     return [*lines, _give(ALLOW)]
 
 
@@ -149,7 +160,9 @@ def _give(verdict: int) -> tuple[int, int, int, int]:
     return (BPF_RET_K, 0, 0, verdict)
 
 
-def _if(question: int, constant: int, *then: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+def _if(
+    question: int, constant: int, *then: tuple[int, int, int, int]
+) -> list[tuple[int, int, int, int]]:
     """Lines that are passed over unless the answer is yes."""
     return [(question, 0, len(then), constant), *then]
 
@@ -165,8 +178,10 @@ def stand_first() -> None:
     if child == 0:
         _prctl(PR_SET_DUMPABLE, 1)  # what reads its own /proc/self goes on working
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so the kernel keeps it from process 1, as every other signal
-    os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # the pipes are the child's alone
+    # so the kernel keeps it from process 1, as every other signal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # the pipes are the child's alone
+    os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     while os.wait()[0] != child:
         pass
     os._exit(0)

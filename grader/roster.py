@@ -18,7 +18,8 @@ from pathlib import Path
 from minigrpo.files import write_text
 
 NAMES = ("submission", "id")  # the columns of names.csv
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # full-width ones count in East Asian settings
+# full-width ones count in East Asian settings
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Roster:
 class Keys:
     """Where a roster says who a person is."""
 
-    form: str  # how the system names a download: a regular expression with `name`, `number` and, if it is sure, `sure`
+    # how the system names a download: a regular expression with `name`, `number` and, if it is sure, `sure`
+    form: str
     number: str  # the column that holds the form's number
-    label: str  # what may stand before the number in that column: "Participant 42", "Teilnehmer/in42"
+    # what may stand before the number in that column: "Participant 42", "Teilnehmer/in42"
+    label: str
     names: Sequence[str]  # columns with whole names
     ids: Sequence[str]  # columns with ids, logins, addresses
 
@@ -51,7 +54,9 @@ def cell(text: object) -> str:
 def csv_text(rows: Iterable[Sequence], delimiter: str = ",") -> str:
     """Rows as CSV, each cell in quotes: a semicolon in one does not begin another where Excel splits at semicolons."""
     file = io.StringIO()
-    csv.writer(file, delimiter=delimiter, lineterminator="\r\n", quoting=csv.QUOTE_ALL).writerows(rows)
+    csv.writer(file, delimiter=delimiter, lineterminator="\r\n", quoting=csv.QUOTE_ALL).writerows(
+        rows
+    )
     return file.getvalue()
 
 
@@ -59,7 +64,8 @@ def read_roster(path: Path, needed: Iterable[str] = ()) -> Roster:
     """Read a roster. Raises ValueError for missing columns, no rows, or a file that is no CSV."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel writes the list separator of its country
+        # Excel writes the list separator of its country
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
         reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restval="")
         rows = list(reader)
     except UnicodeDecodeError as error:
@@ -94,8 +100,13 @@ def match(
         where two submissions are one person's.
     """
     given = _read_names(names)
-    found = {student: find(student, roster.rows, keys, given.get(_composed(student), "")) for student in students}
-    missing = [student for student, rows in found.items() if len(rows) != 1 and student not in strays]
+    found = {
+        student: find(student, roster.rows, keys, given.get(_composed(student), ""))
+        for student in students
+    }
+    missing = [
+        student for student, rows in found.items() if len(rows) != 1 and student not in strays
+    ]
     if missing:
         _write_names(names, given, missing)
         raise ValueError(
@@ -103,7 +114,8 @@ def match(
             f"write the id of each into {names}, and export again"
         )
     owners: dict[int, str] = {}
-    for student in sorted(students, key=lambda student: student in strays):  # what was graded has its row first
+    # what was graded has its row first
+    for student in sorted(students, key=lambda student: student in strays):
         rows = found[student]
         if student in strays and (len(rows) != 1 or id(rows[0]) in owners):
             continue
@@ -116,7 +128,9 @@ def match(
     return {student: found[student][0] for student in owners.values()}
 
 
-def find(student: str, rows: Sequence[dict[str, str]], keys: Keys, given: str = "") -> list[dict[str, str]]:
+def find(
+    student: str, rows: Sequence[dict[str, str]], keys: Keys, given: str = ""
+) -> list[dict[str, str]]:
     """The rows that may be a submission's: one where it is clear whose it is.
 
     Args:
@@ -132,15 +146,22 @@ def find(student: str, rows: Sequence[dict[str, str]], keys: Keys, given: str = 
         numbered = [row for row in rows if _number(row, keys) == form["number"]]
         named = _named(form["name"], rows, keys, _letters)
         agree = [row for row in numbered if row in named]
-        if agree or form["sure"]:  # a number that belongs to somebody of another name is believed by nobody
+        # a number that belongs to somebody of another name is believed by nobody
+        if agree or form["sure"]:
             return agree or ([] if named else numbered)
     whole = _named(student, rows, keys, _words)
     return whole + [row for row in rows if _key(student) in _ids(row, keys) and row not in whole]
 
 
-def _named(name: str, rows: Sequence[dict[str, str]], keys: Keys, form: Callable) -> list[dict[str, str]]:
+def _named(
+    name: str, rows: Sequence[dict[str, str]], keys: Keys, form: Callable
+) -> list[dict[str, str]]:
     wanted = form(name)
-    return [row for row in rows if wanted and any(form(row.get(column, "")) == wanted for column in keys.names)]
+    return [
+        row
+        for row in rows
+        if wanted and any(form(row.get(column, "")) == wanted for column in keys.names)
+    ]
 
 
 def _ids(row: Mapping[str, str], keys: Keys) -> set[str]:

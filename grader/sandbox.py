@@ -84,7 +84,8 @@ class Worker:
         self._failure: Failure | None = None  # what ended the worker
         self.cell_errors: list[str] = []
         self.loaded = False  # the cells ran to their end, raising or not
-        self.crowded = False  # it was ended, and the machine may be to blame: others had the processors, or the memory
+        # it was ended, and the machine may be to blame: others had the processors, or the memory
+        self.crowded = False
         self.groups: list[str] = []  # control groups that it was in, known at its end
 
     @property
@@ -99,9 +100,13 @@ class Worker:
             with self._supervisor.stderr as pipe:  # closed before student code can write to it
                 if isinstance(ready, Failure):
                     reason = pipe.read(4000).decode(errors="replace").strip()
-                    raise SandboxError(f"isolation {self._isolation!r} fails here ({ready.kind}): {reason}")
+                    raise SandboxError(
+                        f"isolation {self._isolation!r} fails here ({ready.kind}): {reason}"
+                    )
             try:
-                loaded = self.ask("load", "", {"cells": self._cells}, seconds=self._limits.load_seconds)
+                loaded = self.ask(
+                    "load", "", {"cells": self._cells}, seconds=self._limits.load_seconds
+                )
             except ProtocolError as error:
                 loaded = self._fail("import", f"the cells cannot be sent: {error}")
             if isinstance(loaded, Answer) and type(loaded.value) is list:
@@ -113,7 +118,9 @@ class Worker:
     def __exit__(self, *exception) -> None:
         self._stack.close()
 
-    def ask(self, driver: str, function: str, arguments: dict, *, seconds: float) -> Answer | Failure:
+    def ask(
+        self, driver: str, function: str, arguments: dict, *, seconds: float
+    ) -> Answer | Failure:
         """What the student's `function` gives for `arguments` by way of a driver, within `seconds`.
 
         Raises ProtocolError where the arguments cannot be sent.
@@ -154,7 +161,11 @@ class Worker:
             case "answer", _:
                 return Answer(value)
             case "missing", _:
-                return Failure("import", "\n".join(self.cell_errors)) if self.cell_errors else Failure("missing")
+                return (
+                    Failure("import", "\n".join(self.cell_errors))
+                    if self.cell_errors
+                    else Failure("missing")
+                )
             case ("error" | "protocol") as kind, str(detail):
                 return Failure(kind, detail)
         return self._fail("protocol", "a frame of no known kind")
@@ -174,7 +185,8 @@ class Worker:
         for descriptor in (self._requests, self._answers):
             stack.callback(os.close, descriptor)
             os.set_blocking(descriptor, False)
-        python = [confine.PYTHON, "-I", "-S", "-B"]  # no site: no .pth file, no sitecustomize, no user's own
+        # no site: no .pth file, no sitecustomize, no user's own
+        python = [confine.PYTHON, "-I", "-S", "-B"]
         command = [
             *python,
             "-c",
@@ -210,14 +222,16 @@ class Worker:
             self._supervisor.terminate()
             assert self._supervisor.stdout is not None
             with self._supervisor.stdout as pipe:
-                said = json.loads(pipe.read() or '{"why": "", "crowded": true, "groups": []}')  # it was killed itself
+                # it was killed itself
+                said = json.loads(pipe.read() or '{"why": "", "crowded": true, "groups": []}')
             self._word, self.crowded, self.groups = said["why"], said["crowded"], said["groups"]
             self._supervisor.wait()
         return self._word
 
     def _rlimits(self) -> dict[str, int]:
         limits, others = self._limits, 0
-        if self._isolation == "reduced" and os.getuid() != 0:  # then the kernel counts all that this user runs
+        # then the kernel counts all that this user runs
+        if self._isolation == "reduced" and os.getuid() != 0:
             for thread in glob.iglob("/proc/[0-9]*/task/[0-9]*"):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     others += os.stat(thread).st_uid == os.getuid()
@@ -291,9 +305,13 @@ def weaknesses() -> list[str]:
 
     groups, found = _tried(isolation)[1], []
     if "memory" not in groups:
-        found.append("no control group of memory, so what no process shows is judged by the whole machine's")
+        found.append(
+            "no control group of memory, so what no process shows is judged by the whole machine's"
+        )
     if "cpu" not in groups:
-        found.append("no control group of the processor, so workers slow each other and are asked again alone")
+        found.append(
+            "no control group of the processor, so workers slow each other and are asked again alone"
+        )
     if platform.machine() not in MACHINES:
         found.append(f"no filter of system calls for {platform.machine()}")
     return found

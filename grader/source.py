@@ -67,16 +67,24 @@ def strip_solutions(cell: NotebookNode, where: str) -> str:
             inside = marker == BEGIN
             if inside:
                 found += 1
-                stub = WRITE_HERE if cell.cell_type == "markdown" else f'raise NotImplementedError("{_id(cell)}")'
+                stub = (
+                    WRITE_HERE
+                    if cell.cell_type == "markdown"
+                    else f'raise NotImplementedError("{_id(cell)}")'
+                )
                 kept.append(line[: len(line) - len(line.lstrip())] + stub)
         elif LOOKS_LIKE_MARKER.search(line):
-            raise SourceError(f"{where}: {marker!r} resembles a marker but is not one: write {BEGIN!r} or {END!r}")
+            raise SourceError(
+                f"{where}: {marker!r} resembles a marker but is not one: write {BEGIN!r} or {END!r}"
+            )
         elif not inside:
             kept.append(line)
     if inside:
         raise SourceError(f"{where}: {BEGIN!r} without {END!r}")
     if bool(found) != bool(_id(cell)):
-        raise SourceError(f"{where}: a cell with an exercise must hold a solution, and no other cell may")
+        raise SourceError(
+            f"{where}: a cell with an exercise must hold a solution, and no other cell may"
+        )
     return "\n".join(kept)
 
 
@@ -94,12 +102,18 @@ def notebook(lab: Lab) -> NotebookNode:
     cells = []
     for number, cell in enumerate(lab.cells):
         source = strip_solutions(cell, f"{lab.slug}, cell {number + 1}")
-        make = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
+        make = (
+            nbformat.v4.new_markdown_cell
+            if cell.cell_type == "markdown"
+            else nbformat.v4.new_code_cell
+        )
         made = make(source, metadata=dict(cell.metadata))
         made.id = f"{lab.name}-{number:02d}"
         cells.append(made)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    return nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
 
 
 def entry(lab: Lab) -> dict:
@@ -111,7 +125,12 @@ def entry(lab: Lab) -> dict:
             row = {"id": exercise_id, "points": cell.metadata["points"]}
             rows.append(row | _kind(graded.get(exercise_id), cell))
     setup = [cell.source for cell in lab.cells if "setup" in cell.metadata.get("tags", ())]
-    return {"title": lab.title, "notebook": f"{lab.slug}.ipynb", "setup": "\n".join(setup), "exercises": rows}
+    return {
+        "title": lab.title,
+        "notebook": f"{lab.slug}.ipynb",
+        "setup": "\n".join(setup),
+        "exercises": rows,
+    }
 
 
 def build(solutions: Path, labs: Path) -> dict[Path, str]:
@@ -130,7 +149,11 @@ def build(solutions: Path, labs: Path) -> dict[Path, str]:
 
 def stale(made: dict[Path, str], labs: Path) -> list[Path]:
     """The generated files that are missing, differ from what was made, or have no source any more."""
-    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    old = [
+        path
+        for path, text in made.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     return old + [path for path in sorted(labs.glob("*.ipynb")) if path not in made]
 
 
@@ -140,10 +163,14 @@ def _check(lab: Lab, where: str) -> None:
     seen = [name for cell in lab.cells if (name := _id(cell))]
     wanted = [f"{lab.name}.{number + 1}" for number in range(len(seen))]
     if seen != wanted:
-        raise SourceError(f"{where}: exercises must be numbered {', '.join(wanted)} in order, got {', '.join(seen)}")
+        raise SourceError(
+            f"{where}: exercises must be numbered {', '.join(wanted)} in order, got {', '.join(seen)}"
+        )
     written = [cell.cell_type == "markdown" and bool(_id(cell)) for cell in lab.cells]
     if not all(written[written.index(True) :] if any(written) else ()):
-        raise SourceError(f"{where}: nothing may follow written questions, as text below them counts as their answer")
+        raise SourceError(
+            f"{where}: nothing may follow written questions, as text below them counts as their answer"
+        )
     if missing := sorted(set(graded) - set(seen)):
         raise SourceError(f"{where}: no cell for {', '.join(missing)}")
     for cell in lab.cells:
@@ -151,9 +178,13 @@ def _check(lab: Lab, where: str) -> None:
             continue
         points = cell.metadata.get("points")
         if not isinstance(points, int) or points < 1:
-            raise SourceError(f"{where}: {exercise_id} needs points, a whole number of at least 1, got {points!r}")
+            raise SourceError(
+                f"{where}: {exercise_id} needs points, a whole number of at least 1, got {points!r}"
+            )
         if (cell.cell_type == "code") != (exercise_id in graded):
-            raise SourceError(f"{where}: {exercise_id} is code with no exercise in grader/labs, or text with one")
+            raise SourceError(
+                f"{where}: {exercise_id} is code with no exercise in grader/labs, or text with one"
+            )
         if exercise_id in graded:
             _check_code(cell, graded[exercise_id], points, where)
 
@@ -174,20 +205,30 @@ def _kind(exercise: Exercise | Artifact | None, cell: NotebookNode) -> dict:
 
 def _check_code(cell: NotebookNode, exercise: Exercise | Artifact, points: int, where: str) -> None:
     if points != exercise.points:
-        raise SourceError(f"{where}: {exercise.id} has {points} points here and {exercise.points} in grader/labs")
+        raise SourceError(
+            f"{where}: {exercise.id} has {points} points here and {exercise.points} in grader/labs"
+        )
     if isinstance(exercise, Artifact):
         return
     definitions = (ast.FunctionDef, ast.ClassDef)
-    if exercise.function not in [node.name for node in ast.parse(cell.source).body if isinstance(node, definitions)]:
+    if exercise.function not in [
+        node.name for node in ast.parse(cell.source).body if isinstance(node, definitions)
+    ]:
         raise SourceError(f"{where}: {exercise.id} must define {exercise.function}")
 
 
 def _check_leaks(lab: Lab, made: dict[Path, str]) -> None:
     for path, text in made.items():
-        plain = text if path.suffix == ".json" else "\n".join(c.source for c in nbformat.reads(text, 4).cells)
+        plain = (
+            text
+            if path.suffix == ".json"
+            else "\n".join(c.source for c in nbformat.reads(text, 4).cells)
+        )
         for line in solution_lines(lab):
             if line in plain:
-                raise SourceError(f"{lab.slug}: a line of its solution stands in {path.name}: {line!r}")
+                raise SourceError(
+                    f"{lab.slug}: a line of its solution stands in {path.name}: {line!r}"
+                )
 
 
 def _id(cell: NotebookNode) -> str | None:

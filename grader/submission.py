@@ -27,7 +27,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from grader.cells import ANYTHING, JUPYTER, LARGEST_CELL, Cell, code_cell, imported, is_text, statements
+from grader.cells import (
+    ANYTHING,
+    JUPYTER,
+    LARGEST_CELL,
+    Cell,
+    code_cell,
+    imported,
+    is_text,
+    statements,
+)
 
 MIB = 2**20
 LARGEST_NOTEBOOK = 8 * MIB  # with its pictures
@@ -87,11 +96,15 @@ class Submission:
     def left_out(self, exercise_id: str) -> str:
         """A sentence that names the cells of which an exercise needs a part and the rest is not run; empty for none."""
         used = {label for label, _ in self.cells_for(exercise_id)}
-        cells = dict.fromkeys(cell.label for cell in self.helpers if not cell.defines and cell.label in used)
+        cells = dict.fromkeys(
+            cell.label for cell in self.helpers if not cell.defines and cell.label in used
+        )
         return f"of {', '.join(cells)} only the statements ran that make a name" if cells else ""
 
 
-def read_submission(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
+def read_submission(
+    path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()
+) -> Submission:
     """Read the submission of one lab.
 
     Args:
@@ -105,18 +118,25 @@ def read_submission(path: Path, student: str, entry: Mapping, extra_files: Seque
     files, refused = _files(path, entry["notebook"], extra_files)
     notebooks = [name for name in files if is_notebook(name)]
     if not notebooks:
-        raise StrayError(f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it")
+        raise StrayError(
+            f"no notebook in {path.name}: hand in {entry['notebook']}, or the zip made of it"
+        )
     cells = _cells(files[notebooks[0]])
     _refuse_other_lab(cells, entry)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Python says of '\d' in a student's code is no matter of the grader's
+        # what Python says of '\d' in a student's code is no matter of the grader's
+        warnings.simplefilter("ignore")
         found = _sort_cells(cells, entry["exercises"])
     for row in entry["exercises"]:
-        if row["kind"] == "artifact" and (why := [refused[name] for name in row["files"] if name in refused]):
+        if row["kind"] == "artifact" and (
+            why := [refused[name] for name in row["files"] if name in refused]
+        ):
             found["problems"][row["id"]] = why[0]
     extra = {name: content for name, content in files.items() if name not in notebooks}
     graded = extra | {entry["notebook"]: files[notebooks[0]]}  # whatever a student calls it
-    digest = hashlib.sha256(b"".join(os.fsencode(name) + b"\0" + graded[name] for name in sorted(graded))).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(os.fsencode(name) + b"\0" + graded[name] for name in sorted(graded))
+    ).hexdigest()
     return Submission(student, digest, files=extra, **found)
 
 
@@ -128,7 +148,9 @@ def is_zip(name: str) -> bool:
     return name.lower().endswith(".zip")
 
 
-def _files(path: Path, notebook: str, extra: Sequence[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+def _files(
+    path: Path, notebook: str, extra: Sequence[str]
+) -> tuple[dict[str, bytes], dict[str, str]]:
     """The expected files of a submission and its one notebook, by their bare names; and why others were refused."""
     if path.is_symlink():
         raise SubmissionError(f"{path.name} is a link: hand in the file itself")
@@ -159,7 +181,9 @@ def _read_all(
     for name, (first, *others) in _choose(places, notebook, extra).items():
         try:
             content = _read(open_(first), name)
-            if others and (name not in extra or any(_read(open_(other), name) != content for other in others)):
+            if others and (
+                name not in extra or any(_read(open_(other), name) != content for other in others)
+            ):
                 raise SubmissionError(f"{name} is there twice: hand in one")
             contents[name] = content
         except SubmissionError as error:
@@ -183,9 +207,15 @@ def _choose(places: Sequence[str], notebook: str, extra: Sequence[str]) -> dict[
             found.setdefault(name, []).append(place)
     notebooks = [name for name in found if is_notebook(name)]
     if notebook in notebooks:
-        return {name: where for name, where in found.items() if name == notebook or name not in notebooks}
+        return {
+            name: where
+            for name, where in found.items()
+            if name == notebook or name not in notebooks
+        }
     if len(notebooks) > 1:
-        raise SubmissionError(f"{len(notebooks)} notebooks, {', '.join(notebooks[:2])} among them: hand in one")
+        raise SubmissionError(
+            f"{len(notebooks)} notebooks, {', '.join(notebooks[:2])} among them: hand in one"
+        )
     return found
 
 
@@ -203,30 +233,50 @@ def _read(file: IO[bytes], name: str) -> bytes:
     return content
 
 
-def _unzip(path: Path, notebook: str, extra: Sequence[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+def _unzip(
+    path: Path, notebook: str, extra: Sequence[str]
+) -> tuple[dict[str, bytes], dict[str, str]]:
     """Read the expected members of a zip into memory; nothing is ever extracted."""
     if path.stat().st_size > LARGEST_ZIP:
-        raise SubmissionError(f"{path.name} is larger than {LARGEST_ZIP // MIB} MiB: hand in the zip that submit makes")
+        raise SubmissionError(
+            f"{path.name} is larger than {LARGEST_ZIP // MIB} MiB: hand in the zip that submit makes"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) > MOST_MEMBERS:
-                raise SubmissionError(f"{path.name} holds {len(members)} files: hand in the zip that submit makes")
+                raise SubmissionError(
+                    f"{path.name} holds {len(members)} files: hand in the zip that submit makes"
+                )
             for member in members:
                 _refuse_unsafe(member)
             return _read_all([member.filename for member in members], notebook, extra, archive.open)
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError, EOFError, OSError) as error:
-        raise SubmissionError(f"{path.name} can't be read as a zip ({error}): make it again with submit") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        UnicodeDecodeError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
+        raise SubmissionError(
+            f"{path.name} can't be read as a zip ({error}): make it again with submit"
+        ) from error
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo) -> None:
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise SubmissionError(f"the zip holds a link, {member.filename!r}: hand in the zip that submit makes")
+        raise SubmissionError(
+            f"the zip holds a link, {member.filename!r}: hand in the zip that submit makes"
+        )
     parts = _parts(member.filename)
     if ".." in parts or not parts[0] or ":" in parts[0]:
         raise SubmissionError(f"the zip holds a path that leads outside, {member.filename!r}")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others can't be read in part
-        raise SubmissionError(f"the zip packs {member.filename!r} in a rare way: hand in the zip that submit makes")
+    # others can't be read in part
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise SubmissionError(
+            f"the zip packs {member.filename!r} in a rare way: hand in the zip that submit makes"
+        )
 
 
 @dataclass(frozen=True)
@@ -242,26 +292,40 @@ def _cells(content: bytes) -> list[_RawCell]:
     """A notebook's cells, with line ends made equal."""
     try:
         notebook = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5000 digits
-        raise SubmissionError("the notebook is damaged (it is no JSON): save it again and hand it in again") from error
+    # ValueError: no UTF-8, no JSON, a number of 5000 digits
+    except (ValueError, RecursionError) as error:
+        raise SubmissionError(
+            "the notebook is damaged (it is no JSON): save it again and hand it in again"
+        ) from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list):
         raise SubmissionError("the notebook has no cells: is it a notebook of version 4?")
     if len(cells) > MOST_CELLS:
-        raise SubmissionError(f"the notebook holds {len(cells)} cells, more than {MOST_CELLS}: take the lab's notebook")
+        raise SubmissionError(
+            f"the notebook holds {len(cells)} cells, more than {MOST_CELLS}: take the lab's notebook"
+        )
     read = []
     for cell in cells:
         if isinstance(cell, dict) and cell.get("cell_type") in ("code", "markdown", "raw"):
             source = cell.get("source", "")
-            source = "".join(line for line in source if isinstance(line, str)) if isinstance(source, list) else source
+            source = (
+                "".join(line for line in source if isinstance(line, str))
+                if isinstance(source, list)
+                else source
+            )
             metadata = cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {}
             if isinstance(source, str):
-                source = source.encode("utf-8", "replace").decode()  # half a character could not be written again
+                # half a character could not be written again
+                source = source.encode("utf-8", "replace").decode()
                 source = source.replace("\r\n", "\n").replace("\r", "\n")
                 exercise, question = metadata.get("exercise"), QUESTION.match(source)
                 exercise = exercise if isinstance(exercise, str) else question and question[1]
                 read.append(_RawCell(cell["cell_type"], source, exercise))
-    lengths = [len(cell.source) for cell in read if cell.type == "code" and len(cell.source) <= LARGEST_CELL]
+    lengths = [
+        len(cell.source)
+        for cell in read
+        if cell.type == "code" and len(cell.source) <= LARGEST_CELL
+    ]
     if sum(lengths) > LARGEST_CODE:
         many = f"the notebook holds {sum(lengths)} characters of code, more than {LARGEST_CODE}"
         raise SubmissionError(f"{many}: leave out what the lab does not ask for")
@@ -271,7 +335,9 @@ def _cells(content: bytes) -> list[_RawCell]:
 def _refuse_other_lab(cells: Sequence[_RawCell], entry: Mapping) -> None:
     labs = {cell.exercise.partition(".")[0] for cell in cells if cell.exercise}
     wanted = {row["id"].partition(".")[0] for row in entry["exercises"]}
-    if (others := sorted(lab for lab in labs if re.fullmatch(r"lab\d\d", lab))) and not wanted & set(others):
+    if (
+        others := sorted(lab for lab in labs if re.fullmatch(r"lab\d\d", lab))
+    ) and not wanted & set(others):
         raise SubmissionError(f"this is {others[0]}'s notebook: hand in {entry['notebook']}")
 
 
@@ -288,14 +354,17 @@ def _sort_cells(cells: Sequence[_RawCell], rows: Sequence[Mapping]) -> dict:
         if len(own) > 1:
             problems[exercise] = f"{len(own)} cells say they are {exercise}: keep one of them"
         elif not own:
-            problems[exercise] = f"no cell for {exercise}: take the lab's notebook and write in its cells"
+            problems[exercise] = (
+                f"no cell for {exercise}: take the lab's notebook and write in its cells"
+            )
         else:
             exercises[exercise] = own[0]
 
     # Of all other cells, what defines something for the exercises to use.
     others = [cell for cell in unclaimed if cell not in exercises.values()]
     helpers = (JUPYTER, *statements(others, imported([*others, *exercises.values()])))
-    for exercise, cell in exercises.items():  # a later cell that defines the function anew counts, as in the notebook
+    # a later cell that defines the function anew counts, as in the notebook
+    for exercise, cell in exercises.items():
         exercises[exercise] = replace(cell, reads=cell.reads | {functions[exercise]})
 
     answers = {}
@@ -325,7 +394,9 @@ def _claimed(
         parsed = code_cell(place, label, cell.source) if cell.type == "code" else None
         if exercise in questions:
             question = exercise
-            texts[question].append(_without_question(cell.source[:LARGEST_CELL], questions[question]))
+            texts[question].append(
+                _without_question(cell.source[:LARGEST_CELL], questions[question])
+            )
         elif parsed and exercise in functions:
             question = None
             claimed[exercise].append(parsed)
@@ -354,7 +425,9 @@ serve()
 """
 
 
-def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()) -> Submission:
+def read_apart(
+    path: Path, student: str, entry: Mapping, extra_files: Sequence[str] = ()
+) -> Submission:
     """Read a submission as `read_submission` does, within limits of time and memory, in a process of its own.
 
     Args:
@@ -370,11 +443,19 @@ def read_apart(path: Path, student: str, entry: Mapping, extra_files: Sequence[s
     request = json.dumps([os.fspath(path.absolute()), student, entry, list(extra_files), limits])
     command = [sys.executable, "-c", APART, str(here)]
     # A session of its own: Ctrl-C is for the grader.
-    done = subprocess.run(command, input=request.encode(), capture_output=True, cwd=here.parent, start_new_session=True)
+    done = subprocess.run(
+        command,
+        input=request.encode(),
+        capture_output=True,
+        cwd=here.parent,
+        start_new_session=True,
+    )
     if done.returncode < 0:  # ended by a limit
         raise SubmissionError(TOO_HARD.format(path.name))
     if done.returncode:
-        raise RuntimeError(f"reading {path.name} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
+        raise RuntimeError(
+            f"reading {path.name} failed: {done.stderr.decode(errors='replace').strip()[-300:]}"
+        )
     reply = json.loads(done.stdout)
     if "problem" in reply:
         raise (StrayError if reply["stray"] else SubmissionError)(reply["problem"])
@@ -398,11 +479,16 @@ def serve() -> None:
         resource.setrlimit(kind, (most, most))
     try:
         reply = dataclasses.asdict(read_submission(Path(place), student, entry, extra_files))
-        text = json.dumps(reply, default=lambda v: base64.b64encode(v).decode() if isinstance(v, bytes) else sorted(v))
+        text = json.dumps(
+            reply,
+            default=lambda v: base64.b64encode(v).decode() if isinstance(v, bytes) else sorted(v),
+        )
     except SubmissionError as error:
         text = json.dumps({"problem": str(error), "stray": isinstance(error, StrayError)})
     except OSError as error:
-        text = json.dumps({"problem": f"{Path(place).name} can't be read ({error.strerror})", "stray": False})
+        text = json.dumps(
+            {"problem": f"{Path(place).name} can't be read ({error.strerror})", "stray": False}
+        )
     except MemoryError:
         text = json.dumps({"problem": TOO_HARD.format(Path(place).name), "stray": False})
     print(text)

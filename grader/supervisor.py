@@ -28,7 +28,8 @@ import time
 from collections.abc import Iterator, Mapping
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-UNSHARE_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x5000  # CLONE_NEWNS; MS_REC with MS_PRIVATE, with MS_BIND
+# CLONE_NEWNS; MS_REC with MS_PRIVATE, with MS_BIND
+UNSHARE_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x5000
 SUBREAPER = 36
 KEYCTL, JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 WAITED = {signal.SIGCHLD, signal.SIGTERM}
@@ -37,7 +38,12 @@ CROWDED = 2.0  # seconds for which a tree was ready to run and had no processor
 
 
 def main(
-    command: list[str], user: int | None, needed: list[str], memory: int, disk: int = 0, stage: str | None = None
+    command: list[str],
+    user: int | None,
+    needed: list[str],
+    memory: int,
+    disk: int = 0,
+    stage: str | None = None,
 ) -> None:
     """Run `command` as `user`, who needs to read the folders `needed`; its tree may take `memory` bytes.
 
@@ -99,7 +105,8 @@ def _leave_keyring() -> None:
     """Take a session keyring of its own: that of whoever grades may hold keys, and would come along."""
     if platform.machine() in KEYCTL:
         failed = LIBC.syscall(KEYCTL[platform.machine()], JOIN_SESSION_KEYRING, None) < 0
-        if failed and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # no keys here, or none to be had
+        # no keys here, or none to be had
+        if failed and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
             _check(failed, "keyctl")
 
 
@@ -131,7 +138,8 @@ def _tree() -> set[int]:
     parents = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if stat := _read(f"/proc/{pid}/stat"):
-            parents[int(pid)] = int(stat.rpartition(")")[2].split()[1])  # a program's name may hold ")" and spaces
+            # a program's name may hold ")" and spaces
+            parents[int(pid)] = int(stat.rpartition(")")[2].split()[1])
     tree, new = set(), {os.getpid()}
     while new := {pid for pid, parent in parents.items() if parent in new}:
         tree |= new
@@ -140,10 +148,13 @@ def _tree() -> set[int]:
 
 def _memory(pid: int) -> tuple[int, int]:
     """Bytes of a process that no file backs, private and shared; what forks share counts in each, on the safe side."""
-    for thread in _list(f"/proc/{pid}/task"):  # a process lives on, and a main thread that has ended shows no memory
+    # a process lives on, and a main thread that has ended shows no memory
+    for thread in _list(f"/proc/{pid}/task"):
         sizes = _sizes(f"/proc/{pid}/task/{thread}/status")
         if "RssAnon" in sizes:
-            return sum(sizes.get(name, 0) for name in ("RssAnon", "VmSwap", "VmPTE")), sizes["RssShmem"]
+            return sum(sizes.get(name, 0) for name in ("RssAnon", "VmSwap", "VmPTE")), sizes[
+                "RssShmem"
+            ]
     return 0, 0
 
 
@@ -178,9 +189,15 @@ def _group(worker: int, memory: int) -> dict[str, str]:
         "memory": {"memory.max": memory, "memory.swap.max": 0, "memory.oom.group": 1},
         "cpu": {"cpu.max": f"{PERIOD} {PERIOD}"},
     }
-    homes = {home: _read(f"{home}/cgroup.subtree_control").split() for home in _homes("", "cgroup2")}
+    homes = {
+        home: _read(f"{home}/cgroup.subtree_control").split() for home in _homes("", "cgroup2")
+    }
     for controllers in (["memory", "cpu"], ["memory"]):  # both, if need be further out
-        files = {name: value for controller in controllers for name, value in version_2[controller].items()}
+        files = {
+            name: value
+            for controller in controllers
+            for name, value in version_2[controller].items()
+        }
         for home, offered in homes.items():
             if set(controllers) <= set(offered) and (folder := _join(worker, home, files)):
                 return dict.fromkeys(controllers, folder)  # of version 2 a process is in one group
@@ -201,7 +218,11 @@ def _homes(controller: str, kind: str) -> Iterator[str]:
         root, point = left.split()[3:5]
         found, _, options = right.split(" ", 2)
         inner = os.path.relpath(path or "/", root)
-        if found == kind and (not controller or controller in options.split(",")) and not inner.startswith(".."):
+        if (
+            found == kind
+            and (not controller or controller in options.split(","))
+            and not inner.startswith("..")
+        ):
             folder = os.path.normpath(f"{point}/{inner}")
             yield folder
             while folder != point:
@@ -218,7 +239,8 @@ def _join(worker: int, home: str, files: Mapping[str, object]) -> str | None:
         return None
     try:
         for name, value in {**files, "cgroup.procs": worker}.items():
-            if os.path.exists(f"{folder}/{name}"):  # a kernel without an account of swap has no limit on it
+            # a kernel without an account of swap has no limit on it
+            if os.path.exists(f"{folder}/{name}"):
                 with open(f"{folder}/{name}", "w", encoding="ascii") as file:
                     file.write(str(value))
     except OSError:
@@ -270,7 +292,9 @@ def _open_way(needed: list[str]) -> None:
             sys.exit(f"{path} cannot be read by another user")
     if covered:
         if LIBC.unshare(UNSHARE_MOUNTS):
-            sys.exit(f"{', '.join(covered)}: closed to the user that student code runs as; open it with chmod o+x")
+            sys.exit(
+                f"{', '.join(covered)}: closed to the user that student code runs as; open it with chmod o+x"
+            )
         _mount(b"none", "/", b"", PRIVATE)
     for folder, paths in covered.items():
         held = [os.open(path, os.O_PATH) for path in paths]
@@ -282,7 +306,12 @@ def _open_way(needed: list[str]) -> None:
 
 
 def _mount(source: bytes, target: str, kind: bytes, flags: int) -> None:
-    _check(LIBC.mount(source, target.encode(), kind, ctypes.c_ulong(flags), b"mode=755" if kind else None), target)
+    _check(
+        LIBC.mount(
+            source, target.encode(), kind, ctypes.c_ulong(flags), b"mode=755" if kind else None
+        ),
+        target,
+    )
 
 
 def _check(failed: int, what: str) -> None:

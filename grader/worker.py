@@ -25,7 +25,9 @@ def main(requests: int, answers: int) -> None:
         os.dup2(null, descriptor)
     student = sys.modules["__main__"] = types.ModuleType("__main__")
     while True:
-        head, value = unpack(_read(requests, int.from_bytes(_read(requests, 4), "big")), finite=False)
+        head, value = unpack(
+            _read(requests, int.from_bytes(_read(requests, 4), "big")), finite=False
+        )
         _write(answers, _serve(student.__dict__, head, value))
 
 

@@ -32,7 +32,9 @@ def check_tensor(name: str, value: object, kind: str, shape: Sequence[int] | Non
         got = "complex" if value.is_complex() else "int"
     if got != kind:
         hint = f"; use {name}.{kind}()" if got == "int" else ""
-        raise TypeError(f"{name} must have {'an' if kind == 'int' else 'a'} {kind} dtype, got {value.dtype}{hint}")
+        raise TypeError(
+            f"{name} must have {'an' if kind == 'int' else 'a'} {kind} dtype, got {value.dtype}{hint}"
+        )
     if shape is not None and tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
 
@@ -76,10 +78,14 @@ def check_group(completion_ids: Tensor, completion_mask: Tensor) -> None:
     """
     check_tensor("completion_ids", completion_ids, "int")
     if completion_ids.ndim < 2:
-        raise ValueError(f"completion_ids must have shape (…, G, T), got {tuple(completion_ids.shape)}")
+        raise ValueError(
+            f"completion_ids must have shape (…, G, T), got {tuple(completion_ids.shape)}"
+        )
     check_tensor("completion_mask", completion_mask, "bool", completion_ids.shape)
     if completion_ids.shape[-2] == 0:
-        raise ValueError(f"completion_ids must hold at least one completion, got shape {tuple(completion_ids.shape)}")
+        raise ValueError(
+            f"completion_ids must hold at least one completion, got shape {tuple(completion_ids.shape)}"
+        )
     check_not_empty(completion_mask)
     holes = completion_mask[..., 1:] & ~completion_mask[..., :-1]
     if holes.any():
@@ -94,7 +100,9 @@ def check_not_empty(completion_mask: Tensor) -> None:
     """Require a True somewhere in the mask. Raises ValueError."""
     if not completion_mask.any():
         shape = tuple(completion_mask.shape)
-        raise ValueError(f"completion_mask must have at least one True token, got none in shape {shape}")
+        raise ValueError(
+            f"completion_mask must have at least one True token, got none in shape {shape}"
+        )
 
 
 def check_rewards(rewards: Tensor) -> None:
@@ -137,7 +145,11 @@ def check_scored_group(rewards: Tensor, completion_ids: Tensor, completion_mask:
 
 
 def check_loss_options(
-    epsilon: float | None, beta: float, aggregation: str, num_tokens: int | Tensor | None, has_reference: bool
+    epsilon: float | None,
+    beta: float,
+    aggregation: str,
+    num_tokens: int | Tensor | None,
+    has_reference: bool,
 ) -> None:
     """Require options of `policy_loss` that fit together. Raises TypeError for no number, else ValueError.
 
@@ -156,9 +168,13 @@ def check_loss_options(
     if not beta >= 0:
         raise ValueError(f"beta must be 0 or above, got {beta}")
     if beta > 0 and not has_reference:
-        raise ValueError(f"ref_logps must be given where beta is above 0, got None with beta {beta}")
+        raise ValueError(
+            f"ref_logps must be given where beta is above 0, got None with beta {beta}"
+        )
     check_choice("aggregation", aggregation, AGGREGATIONS)
     if num_tokens is not None and aggregation != "token-mean":
-        raise ValueError(f"num_tokens is the denominator of 'token-mean', got it with aggregation {aggregation!r}")
+        raise ValueError(
+            f"num_tokens is the denominator of 'token-mean', got it with aggregation {aggregation!r}"
+        )
     if num_tokens is not None and not num_tokens > 0:
         raise ValueError(f"num_tokens must be above 0, got {num_tokens}")

@@ -15,7 +15,15 @@ import torch
 
 from minigrpo import __version__
 from minigrpo.commands import INTERRUPTED, collect, run
-from minigrpo.experiments import LEARNING_RATES, TrapConfig, failures, overlap, table1, table1_controls, theorem
+from minigrpo.experiments import (
+    LEARNING_RATES,
+    TrapConfig,
+    failures,
+    overlap,
+    table1,
+    table1_controls,
+    theorem,
+)
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.settings import add_options, given
@@ -28,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a theorem that failed, 2 for a user's mistake (one sentence), 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["llm"]:
-        from minigrpo.llm.cli import main as llm  # transformers is heavy: only where it is asked for
+        # transformers is heavy: only where it is asked for
+        from minigrpo.llm.cli import main as llm
 
         return llm(argv[1:])
     arguments = build_parser().parse_args(argv)
@@ -47,33 +56,67 @@ def _prepared(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe every command and option."""
-    parser = argparse.ArgumentParser(prog="python -m minigrpo", description="GRPO is secretly a process reward model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minigrpo", description="GRPO is secretly a process reward model."
+    )
     parser.add_argument("--version", action="version", version=f"minigrpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, call: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=call)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-        sub.add_argument("--quiet", action="store_true", help="no progress bar, not even in a terminal")
-        sub.add_argument("--threads", type=int, default=1, help="torch's; these tensors are too small for more [1]")
+        sub.add_argument(
+            "--quiet", action="store_true", help="no progress bar, not even in a terminal"
+        )
+        sub.add_argument(
+            "--threads",
+            type=int,
+            default=1,
+            help="torch's; these tensors are too small for more [1]",
+        )
         return sub
 
-    sub = command("demo", _demo, "the tour in half a minute: tree, theorem, trap, learning curves, a report")
-    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of report.html [%(default)s]")
+    sub = command(
+        "demo", _demo, "the tour in half a minute: tree, theorem, trap, learning curves, a report"
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of report.html [%(default)s]"
+    )
     sub.add_argument("--seeds", type=int, default=30, help="paired seeds of the trap [30]")
 
-    sub = command("theorem", _theorem, "loss and gradient of grpo and prm compared, then each assumption broken")
-    sub.add_argument("--groups", type=int, default=300, help="random groups for each assumption [300]")
+    sub = command(
+        "theorem",
+        _theorem,
+        "loss and gradient of grpo and prm compared, then each assumption broken",
+    )
+    sub.add_argument(
+        "--groups", type=int, default=300, help="random groups for each assumption [300]"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the groups and the policies [0]")
 
-    sub = command("table1", _table1, "the paper's trap: GRPO and λ-GRPO in six cells with paired seeds")
+    sub = command(
+        "table1", _table1, "the paper's trap: GRPO and λ-GRPO in six cells with paired seeds"
+    )
     sub.add_argument("--seeds", type=int, default=30, help="paired seeds a cell [30]")
     add_options(sub, TrapConfig, only=("policy", "optimizer", "updates", "group_size"))
-    sub.add_argument("--lr", type=float, nargs="+", help="learning rates; default: one chosen for policy and optimizer")
-    sub.add_argument("--controls", action="store_true", help="learning-rate sweep, matched gradient norm, tabular Adam")
+    sub.add_argument(
+        "--lr",
+        type=float,
+        nargs="+",
+        help="learning rates; default: one chosen for policy and optimizer",
+    )
+    sub.add_argument(
+        "--controls",
+        action="store_true",
+        help="learning-rate sweep, matched gradient norm, tabular Adam",
+    )
 
-    sub = command("overlap", _overlap, "how much of a completion its group shares while a policy trains")
+    sub = command(
+        "overlap", _overlap, "how much of a completion its group shares while a policy trains"
+    )
     text = "completions of a group [6 36]"
     sub.add_argument("--group-sizes", type=int, nargs="+", default=[6, 36], metavar="G", help=text)
 
@@ -88,7 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", type=Path, help="folder of config.json and metrics.jsonl")
 
-    sub = command("explore", _explore, "a group as a page on which rewards and objective can be changed")
+    sub = command(
+        "explore", _explore, "a group as a page on which rewards and objective can be changed"
+    )
     sub.add_argument(
         "file",
         type=Path,
@@ -96,22 +141,35 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="rollouts.jsonl of a run, or the run's folder; without it the paper's worked example",
     )
-    sub.add_argument("--group", type=int, metavar="N", help="line of FILE, from 1; default: the first to see a push in")
-    sub.add_argument("--out", type=Path, default=Path("runs/explorer.html"), help="the page [%(default)s]")
+    sub.add_argument(
+        "--group",
+        type=int,
+        metavar="N",
+        help="line of FILE, from 1; default: the first to see a push in",
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("runs/explorer.html"), help="the page [%(default)s]"
+    )
     sub.add_argument("--open", action="store_true", help="show it in a browser")
 
-    commands.add_parser("llm", help="on language models: llm train | eval | theorem | overlap | compare | plot")
+    commands.add_parser(
+        "llm", help="on language models: llm train | eval | theorem | overlap | compare | plot"
+    )
     return parser
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from minigrpo.demo import demo  # matplotlib is heavy, and an extra
 
-    return demo(arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=arguments.progress)
+    return demo(
+        arguments.out, seeds=arguments.seeds, json_file=arguments.json, progress=arguments.progress
+    )
 
 
 def _theorem(arguments: argparse.Namespace) -> int:
-    rows, finished = collect(theorem(groups=arguments.groups, seed=arguments.seed, progress=arguments.progress))
+    rows, finished = collect(
+        theorem(groups=arguments.groups, seed=arguments.seed, progress=arguments.progress)
+    )
     print(theorem_text(rows))
     code = _finish(arguments, {"rows": rows}, finished)
     return 1 if failures(rows) else code
@@ -128,7 +186,9 @@ def _table1(arguments: argparse.Namespace) -> int:
     return _finish(arguments, result, finished)
 
 
-def _table1_parts(arguments: argparse.Namespace, result: dict[str, list[dict]]) -> Generator[str, None, bool]:
+def _table1_parts(
+    arguments: argparse.Namespace, result: dict[str, list[dict]]
+) -> Generator[str, None, bool]:
     """Play Table 1, and its controls, at each learning rate; add to the result and say what was found.
 
     Yields: what was printed. Returns: whether all was played.
@@ -159,19 +219,27 @@ def _say(text: str) -> str:
 
 
 def _overlap(arguments: argparse.Namespace) -> int:
-    rows, finished = collect(overlap(group_sizes=arguments.group_sizes, progress=arguments.progress))
+    rows, finished = collect(
+        overlap(group_sizes=arguments.group_sizes, progress=arguments.progress)
+    )
     print(overlap_text(rows))
     return _finish(arguments, {"rows": rows}, finished)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    config = Config(**given(arguments, Config), env_kwargs=dict(map(_env_argument, arguments.env_arg)))
+    config = Config(
+        **given(arguments, Config), env_kwargs=dict(map(_env_argument, arguments.env_arg))
+    )
     result = train(config, out=arguments.out, progress=arguments.progress)
     rewards = [row["reward"] for row in result.rows]
     if rewards:
         last = rewards[-50:]
-        print(f"reward {sparkline(_unit(rewards))} mean of the last {len(last)} updates: {sum(last) / len(last):.3f}")
-    return _finish(arguments, {"config": dataclasses.asdict(config), "rows": result.rows}, result.finished)
+        print(
+            f"reward {sparkline(_unit(rewards))} mean of the last {len(last)} updates: {sum(last) / len(last):.3f}"
+        )
+    return _finish(
+        arguments, {"config": dataclasses.asdict(config), "rows": result.rows}, result.finished
+    )
 
 
 def _explore(arguments: argparse.Namespace) -> int:
@@ -214,7 +282,9 @@ def _env_argument(text: str) -> tuple[str, Any]:
     if not (name and equals):
         raise ValueError(f"--env-arg must be NAME=VALUE, got {text!r}")
     try:
-        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        return name, json.loads(
+            {"True": "true", "False": "false", "None": "null"}.get(value, value)
+        )
     except json.JSONDecodeError:
         return name, value
 
@@ -231,5 +301,8 @@ def _finish(arguments: argparse.Namespace, result: dict, finished: bool) -> int:
         print(f"\nWritten: {write_json(arguments.json, {**result, 'finished': finished})}")
     if finished:
         return 0
-    print(f"minigrpo {arguments.command}: interrupted; the above is what was finished", file=sys.stderr)
+    print(
+        f"minigrpo {arguments.command}: interrupted; the above is what was finished",
+        file=sys.stderr,
+    )
     return INTERRUPTED

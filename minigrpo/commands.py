@@ -21,7 +21,12 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 Row = TypeVar("Row")
 
 
-def run(arguments: argparse.Namespace, call: Callable[[argparse.Namespace], int], program: str, left: str) -> int:
+def run(
+    arguments: argparse.Namespace,
+    call: Callable[[argparse.Namespace], int],
+    program: str,
+    left: str,
+) -> int:
     """Call a command with its arguments.
 
     Args:
@@ -36,7 +41,8 @@ def run(arguments: argparse.Namespace, call: Callable[[argparse.Namespace], int]
     name = f"{program} {arguments.command}"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's own takes every letter
-            stream.reconfigure(errors="backslashreplace")  # one that lacks a letter shows its number
+            # one that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         return call(arguments)
     except ModuleNotFoundError as error:

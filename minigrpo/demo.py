@@ -49,7 +49,9 @@ ALTS = {
 }
 
 
-def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress: bool = True) -> int:
+def demo(
+    out: Path, *, seeds: int = 30, json_file: Path | None = None, progress: bool = True
+) -> int:
     """Walk through the worked example, the theorem and the trap; print each and write `out`/report.html.
 
     Args:
@@ -76,7 +78,9 @@ def demo(out: Path, *, seeds: int = 30, json_file: Path | None = None, progress:
     _say("3. The trap: the flaw, and λ-GRPO's repair", TRAP)
     hits = run_trap(DEFAULT_TRAP, COMPARED, seeds, progress=progress)
     rows, differences = trap_rows(hits, DEFAULT_TRAP)
-    print(f"{table1_text(rows, differences)}\n\nFrom the first update to the last, mean of cells and seeds (▁ 0, █ 1):")
+    print(
+        f"{table1_text(rows, differences)}\n\nFrom the first update to the last, mean of cells and seeds (▁ 0, █ 1):"
+    )
     for key, hit in hits.items():
         print(f"{viz.NAMES[key]:>6}  {sparkline(hit.mean(dim=(0, 1)).tolist())}")
 

@@ -60,7 +60,9 @@ class PathTreeEnv(gym.Env):
         if depth not in range(1, 31):
             raise ValueError(f"depth must be a whole number from 1 to 30, got {depth}")
         if n not in range(depth):
-            raise ValueError(f"n must be a whole number from 0 to {depth - 1}, below depth, got {n}")
+            raise ValueError(
+                f"n must be a whole number from 0 to {depth - 1}, below depth, got {n}"
+            )
         if not np.isfinite(r_neg):
             raise ValueError(f"r_neg must be finite, got {r_neg}")
         if target_seed < 0:
@@ -80,7 +82,9 @@ class PathTreeEnv(gym.Env):
             return self.r_target
         return self.r_neg if tuple(path[: self.n]) == self.target[: self.n] else self.r_other
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[int, dict]:
         super().reset(seed=seed)
         self.path: list[int] = []
         self.node = 0
@@ -140,18 +144,27 @@ class ArithmeticChainEnv(gym.Env):
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         if limit < 12:
             raise ValueError(f"limit must be at least 12, got {limit}")
-        for name, value, most in (("start", start, limit - 9 * (target is None)), ("target", target, limit)):
+        for name, value, most in (
+            ("start", start, limit - 9 * (target is None)),
+            ("target", target, limit),
+        ):
             if value is not None and not 1 <= value <= most:
-                raise ValueError(f"{name} must be from 1 to {most} with limit {limit}, or None to draw it, got {value}")
+                raise ValueError(
+                    f"{name} must be from 1 to {most} with limit {limit}, or None to draw it, got {value}"
+                )
         self.start, self.target, self.max_length, self.limit = start, target, max_length, limit
         self.render_mode = render_mode
         self.action_space = gym.spaces.Discrete(4)
         self.observation_space = gym.spaces.Discrete((limit + 1) ** 2)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[int, dict]:
         super().reset(seed=seed)
         self.value = int(self.np_random.integers(1, 4)) if self.start is None else self.start
-        self.goal = self.value + int(self.np_random.integers(4, 10)) if self.target is None else self.target
+        self.goal = (
+            self.value + int(self.np_random.integers(4, 10)) if self.target is None else self.target
+        )
         self.text, self.length = f"{self.value}", 0
         return self._observation(), {"target": self.goal}
 
@@ -162,7 +175,13 @@ class ArithmeticChainEnv(gym.Env):
             self.value = min(self.operations[int(action)](self.value), self.limit)
         self.text += f" {self.action_names[int(action)]}" + ("" if ended else f" → {self.value}")
         reward = float(ended and self.value == self.goal)
-        return self._observation(), reward, ended or self.length == self.max_length, False, {"target": self.goal}
+        return (
+            self._observation(),
+            reward,
+            ended or self.length == self.max_length,
+            False,
+            {"target": self.goal},
+        )
 
     def render(self) -> str:
         return f"{self.text}   (target {self.goal})"

@@ -28,7 +28,11 @@ def page(*, caption: str, **data: Any) -> str:
     script = template.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     value = json.dumps({**data, "caption": caption}, allow_nan=False).replace("<", "\\u003c")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: {"policy": f"'sha256-{digest}'", "data": value}[match[1]], template)
+    return re.sub(
+        r"\{\{(\w+)\}\}",
+        lambda match: {"policy": f"'sha256-{digest}'", "data": value}[match[1]],
+        template,
+    )
 
 
 def frame(content: str, lines: int) -> str:

@@ -27,7 +27,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say where
+        # a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         os.unlink(temporary)
         raise

@@ -11,7 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minigrpo.checks import check_alike, check_ids, check_loss_options, check_not_empty, check_tensor
+from minigrpo.checks import (
+    check_alike,
+    check_ids,
+    check_loss_options,
+    check_not_empty,
+    check_tensor,
+)
 
 
 def token_logps(logits: Tensor, completion_ids: Tensor) -> Tensor:
@@ -58,7 +64,9 @@ def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def clipped_surrogate(logps: Tensor, old_logps: Tensor, advantages: Tensor, epsilon: float | None = None) -> Tensor:
+def clipped_surrogate(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, epsilon: float | None = None
+) -> Tensor:
     """Weigh the probability ratio by the advantage, with PPO's clip where `epsilon` is given.
 
         P_{i,t} = π_θ(y_{i,t}) / π_old(y_{i,t});   min( P·A, clip(P, 1 − ε, 1 + ε)·A ),   or P·A without ε
@@ -127,7 +135,13 @@ def policy_loss(
     2503.20783.
     """
     reference = {} if ref_logps is None else {"ref_logps": ref_logps}
-    check_alike(logps=logps, old_logps=old_logps, advantages=advantages, step_weights=step_weights, **reference)
+    check_alike(
+        logps=logps,
+        old_logps=old_logps,
+        advantages=advantages,
+        step_weights=step_weights,
+        **reference,
+    )
     check_tensor("completion_mask", completion_mask, "bool", logps.shape)
     check_loss_options(epsilon, beta, aggregation, num_tokens, has_reference=ref_logps is not None)
     if num_tokens is None:
@@ -140,6 +154,7 @@ def policy_loss(
         per_token = per_token - beta * kl_k3(logps, ref_logps[completion_mask])
     weighted = step_weights * per_token
     if aggregation == "seq-mean":
-        lengths = completion_mask.sum(dim=-1, keepdim=True).expand_as(completion_mask)[completion_mask]
+        lengths = completion_mask.sum(dim=-1, keepdim=True).expand_as(completion_mask)
+        lengths = lengths[completion_mask]  # (Σ mask,)
         return -(weighted / lengths).sum() / completion_mask[..., 0].numel()
     return -weighted.sum() / (completion_mask.sum() if num_tokens is None else num_tokens)

@@ -18,7 +18,8 @@ from torch import Tensor
 from minigrpo.checks import check_choice, check_rewards, check_scored_group
 from minigrpo.steps import step_mean, step_sizes
 
-SCALES = {"std": 1, "population": 0, "none": None}  # ddof; "std" is the paper's, its code's and TRL's
+# ddof; "std" is the paper's, its code's and TRL's
+SCALES = {"std": 1, "population": 0, "none": None}
 
 
 def group_advantages(rewards: Tensor, *, scale: str = "std", eps: float = 1e-4) -> Tensor:
@@ -45,7 +46,8 @@ def group_advantages(rewards: Tensor, *, scale: str = "std", eps: float = 1e-4) 
     check_choice("scale", scale, SCALES)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    shifted = rewards - rewards[..., :1]  # so that equal rewards give 0, and not their rounding divided by eps
+    # so that equal rewards give 0, and not their rounding divided by eps
+    shifted = rewards - rewards[..., :1]
     centred = shifted - shifted.mean(dim=-1, keepdim=True)
     if scale == "none":
         return centred
@@ -53,7 +55,12 @@ def group_advantages(rewards: Tensor, *, scale: str = "std", eps: float = 1e-4) 
 
 
 def grpo(
-    rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor, *, scale: str = "std", eps: float = 1e-4
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "std",
+    eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """GRPO with outcome rewards (ORM-GRPO): every token of y⁽ⁱ⁾ carries aᵢ.
 
@@ -79,7 +86,12 @@ def grpo(
 
 
 def prm(
-    rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor, *, scale: str = "std", eps: float = 1e-4
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "std",
+    eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """The explicit Monte-Carlo process reward objective: every token carries the advantage of its step.
 
@@ -100,7 +112,12 @@ def prm(
 
 
 def lambda_grpo(
-    rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor, *, scale: str = "std", eps: float = 1e-4
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "std",
+    eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """λ-GRPO: each process step counts once, however often it was sampled; the normaliser stays.
 

@@ -48,7 +48,9 @@ class PackedGroups:
     place: Tensor
 
 
-def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> PackedGroups:
+def pack(
+    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+) -> PackedGroups:
     """Lay every group out as one sequence, in O(P·(L + G·T·log G)) time and without a loop over tokens.
 
     Args:
@@ -67,9 +69,11 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     device = completion_ids.device
     order, first = sort_prefixes(completion_ids, completion_mask)  # (P·G,), (P·G, T)
     sorted_mask = completion_mask.flatten(0, 1)[order]
-    new = sorted_mask & (first == torch.arange(P * G, device=device).unsqueeze(1))  # a node is made where it is first
+    # a node is made where it is first
+    new = sorted_mask & (first == torch.arange(P * G, device=device).unsqueeze(1))
     lengths = prompt_mask.sum(dim=1, keepdim=True)  # (P, 1)
-    made = lengths + new.view(P, G * T).cumsum(dim=1) - 1  # (P, G·T), nodes are numbered in depth-first order
+    # (P, G·T), nodes are numbered in depth-first order
+    made = lengths + new.view(P, G * T).cumsum(dim=1) - 1
     size = lengths + new.view(P, G * T).sum(dim=1, keepdim=True)  # (P, 1)
     N = int(size.max())
     place = made.view(P * G, T).gather(0, first).masked_fill(~sorted_mask, N)
@@ -79,13 +83,17 @@ def pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     slots = torch.cat([prompt_place, place.flatten(1)], dim=1)  # (P, L + G·T)
 
     def put(prompt: Tensor, completion: Tensor, fill: Tensor | int, reduce: str = "amax") -> Tensor:
-        values = torch.cat([prompt.expand_as(prompt_place), completion.expand_as(place).flatten(1)], dim=1)
-        out = torch.zeros(P, N + 1, dtype=torch.long, device=device) + fill  # the last column takes what is masked
+        values = torch.cat(
+            [prompt.expand_as(prompt_place), completion.expand_as(place).flatten(1)], dim=1
+        )
+        # the last column takes what is masked
+        out = torch.zeros(P, N + 1, dtype=torch.long, device=device) + fill
         return out.scatter_reduce(1, slots, values.long(), reduce, include_self=False)[:, :N]
 
     t = torch.arange(T, device=device)
     before = torch.cat([(lengths - 1).unsqueeze(1).expand(P, G, 1), place[..., :-1]], dim=2)
-    last = place.masked_fill(~completion_mask, -1).amax(dim=2, keepdim=True)  # (P, G, 1), of its row
+    # (P, G, 1), of its row
+    last = place.masked_fill(~completion_mask, -1).amax(dim=2, keepdim=True)
     index = (torch.arange(G, device=device) * T).unsqueeze(1) + t  # (G, T)
     none, one = torch.zeros_like(prompt_place), torch.ones_like(place)
     return PackedGroups(
@@ -104,12 +112,14 @@ def inner_tokens(packed: PackedGroups) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     Returns: ids, depth and end of these (P, M), as in PackedGroups, and parent (P, N): the place among them.
     """
-    inner = packed.end > torch.arange(1, packed.ids.shape[1] + 1, device=packed.ids.device)  # (P, N)
+    # (P, N)
+    inner = packed.end > torch.arange(1, packed.ids.shape[1] + 1, device=packed.ids.device)
     before = F.pad(inner.cumsum(dim=1), (1, 0))  # (P, 1 + N), how many stand before a place
     M = int(before[:, -1].max())
     kept = inner.long().argsort(dim=1, descending=True, stable=True)[:, :M]
     ids, depth, end = (values.gather(1, kept) for values in (packed.ids, packed.depth, packed.end))
-    end = before.gather(1, end).maximum(torch.arange(1, M + 1, device=end.device))  # where none is: itself alone
+    # where none is: itself alone
+    end = before.gather(1, end).maximum(torch.arange(1, M + 1, device=end.device))
     return ids, depth, end, before.gather(1, packed.parent.clamp(min=0))
 
 
@@ -135,7 +145,9 @@ def ancestor_blocks(end: Tensor, size: int = 128) -> list[tuple[Tensor, Tensor]]
     blocks = []
     for q in places.chunk(max(1, len(places) // size)):
         keys = ((places <= q[-1]) & (end > q[0])).any(dim=0).nonzero()[:, 0]
-        blocks.append((keys, ((keys <= q.unsqueeze(1)) & (q.unsqueeze(1) < end[:, None, keys])).unsqueeze(1)))
+        blocks.append(
+            (keys, ((keys <= q.unsqueeze(1)) & (q.unsqueeze(1) < end[:, None, keys])).unsqueeze(1))
+        )
     return blocks
 
 
@@ -194,10 +206,13 @@ def tree_loss(
     node = packed.multiplicity > 0
     push = step_weights * advantages
     up, down, weight, old = (
-        node_sum(value, packed)[node] for value in (push.clamp(min=0), push.clamp(max=0), step_weights, old_logps)
+        node_sum(value, packed)[node]
+        for value in (push.clamp(min=0), push.clamp(max=0), step_weights, old_logps)
     )  # (nodes,)
     old, logps = old / packed.multiplicity[node], logps[node]
-    per_node = clipped_surrogate(logps, old, up, epsilon) + clipped_surrogate(logps, old, down, epsilon)
+    per_node = clipped_surrogate(logps, old, up, epsilon) + clipped_surrogate(
+        logps, old, down, epsilon
+    )
     if beta > 0 and ref_logps is not None:
         per_node = per_node - beta * weight * kl_k3(logps, ref_logps[node])
     return -per_node.sum() / (packed.multiplicity.sum() if num_tokens is None else num_tokens)
@@ -206,7 +221,9 @@ def tree_loss(
 def _check_prompts(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor) -> None:
     """Require a prompt (P, L), padded on the left, for each group of (P, G, T)."""
     if completion_ids.ndim != 3:
-        raise ValueError(f"completion_ids must have shape (P, G, T), got {tuple(completion_ids.shape)}")
+        raise ValueError(
+            f"completion_ids must have shape (P, G, T), got {tuple(completion_ids.shape)}"
+        )
     check_tensor("prompt_ids", prompt_ids, "int")
     if prompt_ids.ndim != 2 or len(prompt_ids) != len(completion_ids):
         raise ValueError(
@@ -214,7 +231,11 @@ def _check_prompts(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tens
             f"got {tuple(prompt_ids.shape)}"
         )
     check_tensor("prompt_mask", prompt_mask, "bool", prompt_ids.shape)
-    if not prompt_mask[:, -1:].all() or (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() or not prompt_ids.shape[1]:
+    if (
+        not prompt_mask[:, -1:].all()
+        or (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any()
+        or not prompt_ids.shape[1]
+    ):
         raise ValueError(
             "prompt_mask must be False up to each prompt's start and True after it (pad on the left, a token at least)"
         )

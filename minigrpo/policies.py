@@ -33,7 +33,8 @@ class MLPPolicy(nn.Module):
 
     def __init__(self, num_states: int, num_actions: int, width: int = 32) -> None:
         super().__init__()
-        self.hidden = nn.Embedding(num_states, width)  # the one-hot state times the first weight matrix
+        # the one-hot state times the first weight matrix
+        self.hidden = nn.Embedding(num_states, width)
         self.head = nn.Linear(width, num_actions)
 
     def forward(self, states: Tensor, completion_ids: Tensor) -> Tensor:
@@ -44,7 +45,13 @@ class TransformerPolicy(nn.Module):
     """A causal transformer (pre-norm, sinusoidal positions) over states and earlier actions."""
 
     def __init__(
-        self, num_states: int, num_actions: int, width: int = 32, layers: int = 2, heads: int = 2, dropout: float = 0.0
+        self,
+        num_states: int,
+        num_actions: int,
+        width: int = 32,
+        layers: int = 2,
+        heads: int = 2,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.state = nn.Embedding(num_states, width)
@@ -71,7 +78,9 @@ class Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +107,13 @@ POLICIES = {"tabular": TabularPolicy, "mlp": MLPPolicy, "transformer": Transform
 
 
 def make_policy(
-    name: str, num_states: int, num_actions: int, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options
+    name: str,
+    num_states: int,
+    num_actions: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **options,
 ) -> nn.Module:
     """Make a policy of POLICIES from a seed, without touching torch's global random state.
 

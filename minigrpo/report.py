@@ -36,7 +36,9 @@ class Table:
         """Raises: ValueError for a row that is longer or shorter than the header."""
         for k, row in enumerate(self.rows):
             if len(row) != len(self.header):
-                raise ValueError(f"rows[{k}] must have {len(self.header)} cells as the header has, got {len(row)}")
+                raise ValueError(
+                    f"rows[{k}] must have {len(self.header)} cells as the header has, got {len(row)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def report(path: str | Path, sections: Iterable[tuple[str, Sequence[Block]]], ti
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
     for heading, blocks in sections:
-        body += ["<section>", f"<h2>{html.escape(heading)}</h2>", *map(_block, blocks), "</section>"]
+        body += [
+            "<section>",
+            f"<h2>{html.escape(heading)}</h2>",
+            *map(_block, blocks),
+            "</section>",
+        ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = [
         '<meta charset="utf-8">',
@@ -116,7 +123,16 @@ def report(path: str | Path, sections: Iterable[tuple[str, Sequence[Block]]], ti
         f"<title>{html.escape(title)}</title>",
         f"<style>{STYLE}</style>",
     ]
-    lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", "<main>", *body]
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        *head,
+        "</head>",
+        "<body>",
+        "<main>",
+        *body,
+    ]
     return write_text(path, "\n".join([*lines, "</main>", "</body>", "</html>", ""]))
 
 
@@ -141,13 +157,21 @@ def _block(block: Block) -> str:
 
 def _table(table: Table) -> str:
     """A table as HTML, its columns of numbers marked."""
-    columns = [[str(cell) for cell in column] for column in zip(table.header, *table.rows, strict=True)]
+    columns = [
+        [str(cell) for cell in column] for column in zip(table.header, *table.rows, strict=True)
+    ]
     numeric = [all(re.match(r"[\[(]?[+−-]?\d", cell) for cell in column[1:]) for column in columns]
     kinds = [' class="number"' if number else "" for number in numeric]
     head, *rows = zip(*columns, strict=True)
-    head = "".join(f'<th scope="col"{kind}>{html.escape(cell)}</th>' for cell, kind in zip(head, kinds, strict=True))
+    head = "".join(
+        f'<th scope="col"{kind}>{html.escape(cell)}</th>'
+        for cell, kind in zip(head, kinds, strict=True)
+    )
     lines = [
-        "".join(f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) for row in rows
+        "".join(
+            f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)
+        )
+        for row in rows
     ]
     caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"

@@ -14,7 +14,8 @@ from torch import Tensor
 from minigrpo.checks import check_group
 from minigrpo.losses import token_logps
 
-Policy = Callable[[Tensor, Tensor], Tensor]  # (states, completion_ids), int (…, T) each → logits (…, T, A)
+# (states, completion_ids), int (…, T) each → logits (…, T, A)
+Policy = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def make_envs(env_id: str, group_size: int, **kwargs) -> list[gym.Env]:
     try:
         envs = [gym.make(env_id, disable_env_checker=True, **kwargs) for _ in range(group_size)]
     except (gym.error.Error, TypeError, LookupError, ImportError) as error:
-        raise ValueError(f"env {env_id!r} can't be made with {kwargs}: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"env {env_id!r} can't be made with {kwargs}: {type(error).__name__}: {error}"
+        ) from error
     for name in ("observation_space", "action_space"):
         space = getattr(envs[0], name)
         if not isinstance(space, gym.spaces.Discrete) or space.start != 0:
@@ -81,18 +84,26 @@ def sample_group(
     """
     G = len(envs)
     state = torch.tensor([env.reset(seed=start_seed)[0] for env in envs])
-    for env, seed in zip(envs, torch.randint(2**62, (G,), generator=generator).tolist(), strict=True):
+    for env, seed in zip(
+        envs, torch.randint(2**62, (G,), generator=generator).tolist(), strict=True
+    ):
         env.unwrapped.np_random = np.random.default_rng(seed)
     alive, rewards = torch.ones(G, dtype=torch.bool), [0.0] * G
     states, actions, masks, logps = [], [], [], []
     while alive.any() and len(actions) < max_tokens:
         t = len(actions)
         states.append(state)
-        places = torch.zeros(G, 1, dtype=torch.long)  # the action that is still to come: no policy sees it
-        logits = policy(torch.stack(states, dim=1), torch.cat([torch.stack(actions, 1), places], 1) if t else places)
+        # the action that is still to come: no policy sees it
+        places = torch.zeros(G, 1, dtype=torch.long)
+        logits = policy(
+            torch.stack(states, dim=1),
+            torch.cat([torch.stack(actions, 1), places], 1) if t else places,
+        )
         logits = logits[:, -1]  # (G, A)
         if not logits.isfinite().all():
-            raise ValueError("policy must give finite logits, got nan or infinity: was its learning_rate too large?")
+            raise ValueError(
+                "policy must give finite logits, got nan or infinity: was its learning_rate too large?"
+            )
         if t < len(prefix):
             action = torch.full((G,), prefix[t])
         else:
@@ -108,7 +119,13 @@ def sample_group(
     mask = torch.stack(masks, dim=1)
     old_logps = torch.where(mask, torch.stack(logps, dim=1), 0)
     ids = torch.stack(actions, dim=1).masked_fill(~mask, 0)
-    return Rollout(ids, mask, old_logps, torch.tensor(rewards, dtype=old_logps.dtype), torch.stack(states, dim=1))
+    return Rollout(
+        ids,
+        mask,
+        old_logps,
+        torch.tensor(rewards, dtype=old_logps.dtype),
+        torch.stack(states, dim=1),
+    )
 
 
 def stack_groups(rollouts: Sequence[Rollout]) -> Rollout:
@@ -164,17 +181,23 @@ def fresh_process_rewards(
     """
     check_group(rollout.completion_ids, rollout.completion_mask)
     if rollout.completion_ids.ndim != 2:
-        raise ValueError(f"rollout must be one group (G, T), got {tuple(rollout.completion_ids.shape)}")
+        raise ValueError(
+            f"rollout must be one group (G, T), got {tuple(rollout.completion_ids.shape)}"
+        )
     samples = len(envs) if samples is None else samples
     if samples < 1 or samples % len(envs):
-        raise ValueError(f"samples must be a multiple of the number of envs ({len(envs)}), got {samples}")
+        raise ValueError(
+            f"samples must be a multiple of the number of envs ({len(envs)}), got {samples}"
+        )
     values: dict[tuple[int, ...], Tensor] = {}
     result = torch.zeros_like(rollout.old_logps, dtype=rollout.rewards.dtype)
     for i, t in rollout.completion_mask.nonzero().tolist():
         prefix = tuple(rollout.completion_ids[i, : t + 1].tolist())
         if prefix not in values:
             outcomes = [
-                sample_group(envs, policy, generator=generator, start_seed=start_seed, prefix=prefix).rewards
+                sample_group(
+                    envs, policy, generator=generator, start_seed=start_seed, prefix=prefix
+                ).rewards
                 for _ in range(samples // len(envs))
             ]
             values[prefix] = torch.cat(outcomes).mean()

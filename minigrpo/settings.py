@@ -59,7 +59,11 @@ def check_choices(settings: Any) -> None:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, kind: Any, *, only: Collection[str] = (), without: Collection[str] = ()
+    parser: argparse.ArgumentParser,
+    kind: Any,
+    *,
+    only: Collection[str] = (),
+    without: Collection[str] = (),
 ) -> None:
     """Add an option for each setting; one that is not given is None, so that `given` can tell.
 

@@ -23,7 +23,12 @@ def interval(sample: np.ndarray, resamples: int = 10_000) -> dict[str, float]:
     places = np.random.default_rng(0).integers(len(sample), size=(resamples, len(sample)))
     means = sample[places].mean(axis=1)  # (resamples,)
     low, high = np.quantile(means, [0.025, 0.975])
-    return {"seeds": len(sample), "mean": float(sample.mean()), "ci_low": float(low), "ci_high": float(high)}
+    return {
+        "seeds": len(sample),
+        "mean": float(sample.mean()),
+        "ci_low": float(low),
+        "ci_high": float(high),
+    }
 
 
 def wilson(right: float, count: int, confidence: float = 0.95) -> tuple[float, float]:

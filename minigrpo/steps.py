@@ -62,7 +62,8 @@ def step_mean(values: Tensor, completion_ids: Tensor, completion_mask: Tensor) -
     check_finite("values", values)
     members = completion_mask.to(values.dtype)
     sets = _process_sets(completion_ids, completion_mask)
-    return _sum_over_sets(values.unsqueeze(-1) * members, sets) / _sum_over_sets(members, sets).clamp(min=1)
+    sums = _sum_over_sets(values.unsqueeze(-1) * members, sets)
+    return sums / _sum_over_sets(members, sets).clamp(min=1)
 
 
 def process_rewards(rewards: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -96,7 +97,8 @@ def path_depth(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     Args: completion_ids int (…, G, T), completion_mask bool (…, G, T).
     Returns: int64 (…, G); 0 for an empty row. Raises: TypeError or ValueError from `check_group`.
     """
-    sizes = step_sizes(completion_ids, completion_mask)  # sets are nested, so a new set is a smaller one
+    # sets are nested, so a new set is a smaller one
+    sizes = step_sizes(completion_ids, completion_mask)
     return ((sizes[..., 1:] < sizes[..., :-1]) & completion_mask[..., 1:]).sum(dim=-1)
 
 
@@ -125,10 +127,12 @@ def sort_prefixes(completion_ids: Tensor, completion_mask: Tensor) -> tuple[Tens
     ids, mask = completion_ids.long().reshape(-1, T), completion_mask.reshape(-1, T)
     ended = ids[mask].min() - 1  # sorts before every token
     place = torch.arange(len(ids), device=ids.device)
-    rows = torch.cat([(place // G).unsqueeze(1), torch.where(mask, ids, ended)], dim=1)  # (P·G, 1 + T), groups apart
+    group = (place // G).unsqueeze(1)  # keeps the groups apart
+    rows = torch.cat([group, torch.where(mask, ids, ended)], dim=1)  # (P·G, 1 + T)
     order = torch.unique(rows, dim=0, return_inverse=True)[1].argsort()  # lexicographic
     rows = rows[order]
-    agree = F.pad((rows[1:] == rows[:-1]).cumprod(dim=1)[:, 1:], (0, 0, 1, 0))  # (P·G, T), with the row above
+    agree = (rows[1:] == rows[:-1]).cumprod(dim=1)[:, 1:]  # with the row above
+    agree = F.pad(agree, (0, 0, 1, 0))  # (P·G, T)
     return order, (place.unsqueeze(1) * (1 - agree)).cummax(dim=0).values
 
 

@@ -26,7 +26,9 @@ def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def sparkline(values: Sequence[float], width: int = 50) -> str:
     """Draw values between 0 and 1 as a line of blocks, each the mean of its share of the values."""
     blocks = "▁▂▃▄▅▆▇█"
-    parts = [values[k * len(values) // width : (k + 1) * len(values) // width] for k in range(width)]
+    parts = [
+        values[k * len(values) // width : (k + 1) * len(values) // width] for k in range(width)
+    ]
     means = [sum(part) / len(part) for part in parts if len(part)]
     return "".join(blocks[min(int(mean * len(blocks)), len(blocks) - 1)] for mean in means)
 
@@ -53,7 +55,15 @@ def theorem_text(rows: Sequence[dict]) -> str:
 def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """Table 1: the paper's frequencies beside ours, and the paired difference with its 95% interval."""
     title = f"Target frequency in the last 50 updates, {rows[0]['seeds']} paired seeds: {_settings(rows[0])}"
-    header = ("n", "r_neg", "paper: GRPO", "λ-GRPO", "here: GRPO", "λ-GRPO", "difference (95% interval)")
+    header = (
+        "n",
+        "r_neg",
+        "paper: GRPO",
+        "λ-GRPO",
+        "here: GRPO",
+        "λ-GRPO",
+        "difference (95% interval)",
+    )
     lines = []
     for row in differences:
         paper = TABLE1[row["n"], row["r_neg"]]
@@ -78,8 +88,13 @@ def controls_text(controls: Sequence[dict]) -> str:
             settings.setdefault(key, {})[row.get("objective") or row["difference"]] = row
     lines = []
     for (name, n), found in sorted(settings.items(), key=lambda item: item[0][1]):
-        means = (f"{found[key]['mean']:.2f}" if key in found else "" for key in ("grpo", "grpo_matched", "lambda_grpo"))
-        differences = (_difference(found.get(f"{key} − grpo")) for key in ("grpo_matched", "lambda_grpo"))
+        means = (
+            f"{found[key]['mean']:.2f}" if key in found else ""
+            for key in ("grpo", "grpo_matched", "lambda_grpo")
+        )
+        differences = (
+            _difference(found.get(f"{key} − grpo")) for key in ("grpo_matched", "lambda_grpo")
+        )
         lines.append((name, f"{n}", *means, *differences))
     head = "Controls: target frequency, mean of the three cells of each n, and paired differences with 95% intervals"
     return f"{head}\n{text_table(header, lines)}"
@@ -116,10 +131,23 @@ def compare_text(rows: Sequence[dict]) -> str:
     )
     lines = []
     for key, runs in sorted(settings.items()):
-        paired = [run["last"] - settings[base][seed]["last"] for seed, run in runs.items() if seed in settings[base]]
+        paired = [
+            run["last"] - settings[base][seed]["last"]
+            for seed, run in runs.items()
+            if seed in settings[base]
+        ]
         numbers = (f"{mean(key, name):.3f}" for name in ("first", "last", "best"))
         compared = "" if key == base else _difference(interval(np.array(paired)))
-        lines.append((key[0], f"{key[1]:g}", f"{len(runs)}", *numbers, f"{mean(key, 'updates_to_90'):.0f}", compared))
+        lines.append(
+            (
+                key[0],
+                f"{key[1]:g}",
+                f"{len(runs)}",
+                *numbers,
+                f"{mean(key, 'updates_to_90'):.0f}",
+                compared,
+            )
+        )
     return text_table(header, lines)
 
 
@@ -127,7 +155,9 @@ def differences_text(rows: Sequence[dict]) -> str:
     """The paired differences of `llm compare`, a pair of settings a line; "" where there is none."""
     pairs: dict[tuple, dict[str, dict]] = {}
     for row in rows:
-        pairs.setdefault((row["difference"], row["at"], *row["learning_rates"]), {})[row["measure"]] = row
+        pairs.setdefault((row["difference"], row["at"], *row["learning_rates"]), {})[
+            row["measure"]
+        ] = row
     lines = []
     for (name, at, ours, theirs), found in pairs.items():
         rates = f"{ours:g}" if at == "each rate" else f"best: {ours:g}, {theirs:g}"
@@ -147,7 +177,9 @@ def overlap_text(rows: Sequence[dict], bins: int = 5) -> str:
     for task, G in dict.fromkeys((row["task"], row["group_size"]) for row in rows):
         run = [row for row in rows if (row["task"], row["group_size"]) == (task, G)]
         for k in range(min(bins, len(run))):
-            part = run[k * len(run) // min(bins, len(run)) : (k + 1) * len(run) // min(bins, len(run))]
+            part = run[
+                k * len(run) // min(bins, len(run)) : (k + 1) * len(run) // min(bins, len(run))
+            ]
             means = (sum(row[name] for row in part) / len(part) for name in columns)
             stretch = f"{part[0]['update']}–{part[-1]['update']}"
             lines.append((task, f"{G}", stretch, *(f"{mean:.2f}" for mean in means)))

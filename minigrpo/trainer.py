@@ -41,7 +41,9 @@ class Config:
     objective: str = setting("grpo", "what gives advantages and step weights", choices=OBJECTIVES)
     group_size: int = setting(16, "G, completions of a group")
     groups: int = setting(1, "P, groups sampled for an update, each from one start state")
-    start_states: int = setting(1, "how many start states the groups take in turn, by the reset seeds 0, 1, …")
+    start_states: int = setting(
+        1, "how many start states the groups take in turn, by the reset seeds 0, 1, …"
+    )
     updates: int = setting(250, "rounds of sampling")
     iterations: int = setting(1, "μ, optimiser updates on one sampled batch")
     optimizer: str = setting("sgd", "what trains it", choices=OPTIMIZERS)
@@ -50,16 +52,26 @@ class Config:
     beta: float = setting(0.0, "weight of the KL term towards the initial policy")
     scale: str = setting("std", "what divides the advantages", choices=SCALES)
     aggregation: str = setting("token-mean", "the loss's denominator", choices=AGGREGATIONS)
-    step_key: str = setting("actions", "what makes tokens equal: the action, or state and action", choices=STEP_KEYS)
+    step_key: str = setting(
+        "actions", "what makes tokens equal: the action, or state and action", choices=STEP_KEYS
+    )
     seed: int = setting(0, "of weights and samples")
 
     def __post_init__(self) -> None:
         """Refuse settings out of range with a ValueError that names the field."""
         check_choices(self)
-        for name, least in (("group_size", 2), ("groups", 1), ("start_states", 1), ("updates", 1), ("iterations", 1)):
+        for name, least in (
+            ("group_size", 2),
+            ("groups", 1),
+            ("start_states", 1),
+            ("updates", 1),
+            ("iterations", 1),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
         check_number("learning_rate", self.learning_rate)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
@@ -105,8 +117,12 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
     try:
         for update in bar:
             # 1. Sample P groups of G completions, each group from one start state.
-            starts = [(update * config.groups + p) % config.start_states for p in range(config.groups)]
-            batch = stack_groups([sample_group(envs, policy, generator=generator, start_seed=s) for s in starts])
+            starts = [
+                (update * config.groups + p) % config.start_states for p in range(config.groups)
+            ]
+            batch = stack_groups(
+                [sample_group(envs, policy, generator=generator, start_seed=s) for s in starts]
+            )
             ids, mask = batch.completion_ids, batch.completion_mask  # (P, G, T)
             step_ids = state_action_ids(batch, A) if config.step_key == "states" else ids
             ref_logps = token_logps(reference(batch.states, ids), ids)
@@ -133,7 +149,9 @@ def train(config: Config, *, out: str | Path | None = None, progress: bool = Tru
                 optimizer.step()
 
             # 4. Note what happened, as the last of these updates saw it.
-            row = metrics_of(update, batch, step_ids, policy, logits.detach(), loss.detach(), ref_logps)
+            row = metrics_of(
+                update, batch, step_ids, policy, logits.detach(), loss.detach(), ref_logps
+            )
             _check_finite(row, policy, config)
             rows.append(row)
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
@@ -176,7 +194,8 @@ def metrics_of(
     """
     mask = batch.completion_mask
     logps = token_logps(logits, batch.completion_ids)
-    entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()  # (P, G, T)
+    # (P, G, T)
+    entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
     row = {
         "update": update,
         "reward": batch.rewards.mean(),
@@ -206,7 +225,9 @@ def _check_finite(row: dict[str, float], policy: nn.Module, config: Config) -> N
     if broken:
         rate = f"learning_rate {config.learning_rate:g}"
         few = ", ".join(broken[:3])
-        raise ValueError(f"{rate} broke the run at update {row['update']}: {few} no longer finite; lower it")
+        raise ValueError(
+            f"{rate} broke the run at update {row['update']}: {few} no longer finite; lower it"
+        )
 
 
 def _new_log(out: Path, config: Config) -> Path:

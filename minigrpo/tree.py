@@ -66,7 +66,9 @@ class ProcessTree:
                 f"with {sum(map(len, self.completions))} tokens"
             )
         if len(self.rewards) != len(self.completions):
-            raise ValueError(f"rewards must hold one number a completion ({len(completions)}), got {len(rewards)}")
+            raise ValueError(
+                f"rewards must hold one number a completion ({len(completions)}), got {len(rewards)}"
+            )
         if not all(map(math.isfinite, self.rewards)):
             raise ValueError(f"rewards must be finite, got {self.rewards}")
         if scale not in ("std", "population", "none"):
@@ -88,7 +90,9 @@ class ProcessTree:
         """Make the longest run of tokens that these members share from `start` on, and what follows it."""
         end = start + 1
         first = self.completions[members[0]]
-        while end < len(first) and all(self.completions[i][end : end + 1] == (first[end],) for i in members):
+        while end < len(first) and all(
+            self.completions[i][end : end + 1] == (first[end],) for i in members
+        ):
             end += 1
         reward = statistics.mean(self.rewards[i] for i in members)
         advantage = (reward - self.mean) / self._unit
@@ -126,7 +130,9 @@ class ProcessTree:
             shown = [list(row) for row in texts]
         if [len(row) for row in shown] != [len(completion) for completion in self.completions]:
             expected, got = list(map(len, self.completions)), list(map(len, shown))
-            raise ValueError(f"texts must hold a text for each token, {expected} a completion, got {got}")
+            raise ValueError(
+                f"texts must hold a text for each token, {expected} a completion, got {got}"
+            )
         return page(
             completions=shown,
             rewards=self.rewards,
@@ -137,11 +143,18 @@ class ProcessTree:
             caption=caption,
         )
 
-    def _places(self, nodes: Sequence[Node], parent: int, number: Iterator[int]) -> Iterator[dict[str, Any]]:
+    def _places(
+        self, nodes: Sequence[Node], parent: int, number: Iterator[int]
+    ) -> Iterator[dict[str, Any]]:
         """Yield where each node lies, depth first, with the number of its parent (−1: none)."""
         for node in nodes:
             own = next(number)
-            yield {"start": node.start, "length": len(node.tokens), "members": node.members, "parent": parent}
+            yield {
+                "start": node.start,
+                "length": len(node.tokens),
+                "members": node.members,
+                "parent": parent,
+            }
             yield from self._places(node.children, own, number)
 
     def _repr_html_(self) -> str:

@@ -118,7 +118,7 @@ def test_opening_once(model, monkeypatch):
     prompts = [[3, 4, 5, 6], [3, 4, 5], [3, 4, 5, 9, 8, 2, 7]]
     assert sampling.shared_opening(model, prompts) == 0  # too short to pay
     expected, passes = sample(model, prompts), []
-    monkeypatch.setattr(sampling, "PASS", 1)
+    monkeypatch.setattr(sampling, "MIN_SAVED", 1)
     hook = model.register_forward_pre_hook(lambda *call: passes.append(call[2]["input_ids"].shape), with_kwargs=True)
     samples = sample(model, prompts)
     hook.remove()

@@ -61,7 +61,10 @@ def loss_and_grads(namespace, function, arguments):
     leaves = {name: arguments[name].detach().clone().requires_grad_() for name in wrt}
     loss = namespace[function](**arguments | leaves)
     backward(loss)
-    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    grads = {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for name, leaf in leaves.items()
+    }
     return {"loss": named(loss), "grads": {name: named(grad) for name, grad in grads.items()}}
 
 

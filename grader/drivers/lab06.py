@@ -22,7 +22,9 @@ def walk_env(namespace, function, arguments):
         trace = {"start": number(observation, "reset's observation", int)}
         trace |= {"observations": [], "rewards": [], "terminated": [], "truncated": []}
         for action in actions:
-            result = _values(env.step(action), "step", "observation, reward, terminated, truncated, info")
+            result = _values(
+                env.step(action), "step", "observation, reward, terminated, truncated, info"
+            )
             observation, reward, terminated, truncated, _ = result
             trace["observations"].append(number(observation, "step's observation", int))
             trace["rewards"].append(number(reward, "step's reward"))
@@ -31,13 +33,19 @@ def walk_env(namespace, function, arguments):
             if trace["terminated"][-1] or trace["truncated"][-1]:
                 break
         traces.append(trace)
-    return {"actions": _size(env.action_space), "nodes": _size(env.observation_space), "traces": traces}
+    return {
+        "actions": _size(env.action_space),
+        "nodes": _size(env.observation_space),
+        "traces": traces,
+    }
 
 
 def _size(space):
     """How many values a space of whole numbers has."""
     if not isinstance(space, gymnasium.spaces.Discrete):
-        raise ProtocolError(f"action_space and observation_space must be Discrete, got {space!r:.80}")
+        raise ProtocolError(
+            f"action_space and observation_space must be Discrete, got {space!r:.80}"
+        )
     return int(space.n)
 
 

@@ -17,7 +17,10 @@ def output_and_grads(namespace, function, arguments):
     if isinstance(output, torch.Tensor) and output.requires_grad:
         weights = torch.linspace(1, 2, output.numel(), dtype=output.dtype).view(output.shape)
         backward((output * weights).sum())
-    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    grads = {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for name, leaf in leaves.items()
+    }
     return {"output": output, "grads": grads}
 
 

@@ -36,5 +36,7 @@ def find_exercise(exercise_id: str) -> Exercise:
     match = re.fullmatch(r"(lab\d\d)\.\d+", exercise_id)
     known = {exercise.id: exercise for exercise in exercises(match[1])} if match else {}
     if exercise_id not in known:
-        raise KeyError(f"exercise must look like 'lab02.1' and exist, got {exercise_id!r}; known: {', '.join(known)}")
+        raise KeyError(
+            f"exercise must look like 'lab02.1' and exist, got {exercise_id!r}; known: {', '.join(known)}"
+        )
     return known[exercise_id]

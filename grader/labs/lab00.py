@@ -20,7 +20,9 @@ def mean_of_the_others(rewards: list[float]) -> float:
 
 
 def draw_group(rng: np.random.Generator) -> Case:
-    return {"rewards": rng.choice([-1.0, 0.5, 1.0, 2.0], size=rng.integers(3, 9)).tolist() + [1.0, 1.5]}
+    return {
+        "rewards": rng.choice([-1.0, 0.5, 1.0, 2.0], size=rng.integers(3, 9)).tolist() + [1.0, 1.5]
+    }
 
 
 EXERCISES = (

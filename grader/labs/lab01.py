@@ -23,7 +23,9 @@ def group_advantages(rewards: Tensor, eps: float) -> Tensor:
 
 def by_the_formula(rewards, eps):
     centred = rewards - rewards.mean(-1, keepdim=True)
-    return centred / ((centred.square().sum(-1, keepdim=True) / (rewards.shape[-1] - 1)).sqrt() + eps)
+    return centred / (
+        (centred.square().sum(-1, keepdim=True) / (rewards.shape[-1] - 1)).sqrt() + eps
+    )
 
 
 def with_rounding(rewards, eps):
@@ -31,7 +33,11 @@ def with_rounding(rewards, eps):
 
 
 def population(rewards, eps):
-    return minigrpo.group_advantages(rewards, scale="population", eps=eps) if rewards.shape[-1] > 1 else 0 * rewards
+    return (
+        minigrpo.group_advantages(rewards, scale="population", eps=eps)
+        if rewards.shape[-1] > 1
+        else 0 * rewards
+    )
 
 
 def without_eps(rewards, eps):
@@ -47,7 +53,9 @@ def over_the_batch(rewards, eps):
 
 
 def not_divided(rewards, eps):
-    return minigrpo.group_advantages(rewards, scale="none") if rewards.shape[-1] > 1 else 0 * rewards
+    return (
+        minigrpo.group_advantages(rewards, scale="none") if rewards.shape[-1] > 1 else 0 * rewards
+    )
 
 
 def zero_is_zero(arguments: Case, expected: Any, answer: Any) -> str | None:
@@ -60,7 +68,9 @@ def zero_is_zero(arguments: Case, expected: Any, answer: Any) -> str | None:
             continue
         got = torch.as_tensor(answer[number])
         if ((got == 0) != (expected[number] == 0))[equal].any():
-            return f"the answer[{number}]: equal rewards must give 0 itself, got {got[equal].tolist()}"
+            return (
+                f"the answer[{number}]: equal rewards must give 0 itself, got {got[equal].tolist()}"
+            )
     return None
 
 
@@ -110,7 +120,13 @@ def log_of_softmax(logits, completion_ids):
 
 def shifted(logits, completion_ids):
     """As for a model whose place t predicts token t + 1."""
-    return torch.cat([logits.new_zeros(len(logits), 1), minigrpo.token_logps(logits[:, :-1], completion_ids[:, 1:])], 1)
+    return torch.cat(
+        [
+            logits.new_zeros(len(logits), 1),
+            minigrpo.token_logps(logits[:, :-1], completion_ids[:, 1:]),
+        ],
+        1,
+    )
 
 
 def over_the_tokens(logits, completion_ids):
@@ -137,11 +153,18 @@ def far_apart(rng: np.random.Generator) -> Case:
 
 def policy_loss(logps, old_logps, advantages, completion_mask, epsilon):
     a = advantages.unsqueeze(-1).expand_as(logps)
-    return minigrpo.policy_loss(logps, old_logps, a, torch.ones_like(a), completion_mask, epsilon=epsilon)
+    return minigrpo.policy_loss(
+        logps, old_logps, a, torch.ones_like(a), completion_mask, epsilon=epsilon
+    )
 
 
 def variant(
-    *, ratio=lambda new, old: (new - old.detach()).exp(), pick=torch.minimum, clip=True, reduce=None, keep=torch.where
+    *,
+    ratio=lambda new, old: (new - old.detach()).exp(),
+    pick=torch.minimum,
+    clip=True,
+    reduce=None,
+    keep=torch.where,
 ):
     """The loss with one part of it exchanged."""
 
@@ -165,7 +188,9 @@ def mask_forgotten(logps, old_logps, advantages, completion_mask, epsilon):
     return policy_loss(logps, old_logps, advantages, torch.ones_like(completion_mask), epsilon)
 
 
-def draw_loss(rng: np.random.Generator, spread: float, *, wrt=("logps",), nan: bool = False) -> Case:
+def draw_loss(
+    rng: np.random.Generator, spread: float, *, wrt=("logps",), nan: bool = False
+) -> Case:
     """Ragged rows; ratios between e^−spread and e^spread, both signs of the advantage, numbers under the mask."""
     G, T = 4, 5
     while True:
@@ -175,7 +200,9 @@ def draw_loss(rng: np.random.Generator, spread: float, *, wrt=("logps",), nan: b
         case = {
             "logps": old_logps + torch.from_numpy(steps),
             "old_logps": old_logps,
-            "advantages": torch.from_numpy(rng.permutation([-1.25, -0.5, 0.75, 1.5]) + 0.1 * rng.random()),
+            "advantages": torch.from_numpy(
+                rng.permutation([-1.25, -0.5, 0.75, 1.5]) + 0.1 * rng.random()
+            ),
             "completion_mask": torch.from_numpy(np.arange(T) < lengths[:, None]),
             "epsilon": float(rng.choice([0.1, 0.2, 0.3])),
             "wrt": list(wrt),
@@ -197,7 +224,16 @@ EXERCISES = (
                 points=2,
                 draw=lambda rng: {"calls": [ordinary(rng)]},
                 hint="subtract the group's mean and divide by its std + eps, along the last dimension.",
-                examples=({"calls": [{"rewards": torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), "eps": 1e-4}]},),
+                examples=(
+                    {
+                        "calls": [
+                            {
+                                "rewards": torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
+                                "eps": 1e-4,
+                            }
+                        ]
+                    },
+                ),
             ),
             Part(
                 name="a group of one",
@@ -237,7 +273,9 @@ EXERCISES = (
                 wrong=without_eps,
             ),
             Mistake(
-                name="an eps of its own", hint="eps is an argument, but you compute with 1e-4.", wrong=with_its_own_eps
+                name="an eps of its own",
+                hint="eps is an argument, but you compute with 1e-4.",
+                wrong=with_its_own_eps,
             ),
             Mistake(
                 name="over the batch",
@@ -245,7 +283,9 @@ EXERCISES = (
                 wrong=over_the_batch,
             ),
             Mistake(
-                name="not divided", hint="you centred the rewards, but did not divide by std + eps.", wrong=not_divided
+                name="not divided",
+                hint="you centred the rewards, but did not divide by std + eps.",
+                wrong=not_divided,
             ),
         ),
     ),
@@ -285,7 +325,9 @@ EXERCISES = (
                 wrong=with_the_sign_of_a_loss,
             ),
             Mistake(
-                name="probabilities", hint="you return probabilities, we want their logarithm.", wrong=probabilities
+                name="probabilities",
+                hint="you return probabilities, we want their logarithm.",
+                wrong=probabilities,
             ),
             Mistake(
                 name="the likeliest token",

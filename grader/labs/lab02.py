@@ -15,21 +15,28 @@ from grader.exercise import Case, Exercise, Mistake, Part
 
 def process_sets(completions: list[list[int]]) -> list[list[list[int]]]:
     return [
-        [[j for j, other in enumerate(completions) if other[: t + 1] == y[: t + 1]] for t in range(len(y))]
+        [
+            [j for j, other in enumerate(completions) if other[: t + 1] == y[: t + 1]]
+            for t in range(len(y))
+        ]
         for y in completions
     ]
 
 
 def sets_of_equal_tokens(completions):
     return [
-        [[j for j, other in enumerate(completions) if other[t : t + 1] == y[t : t + 1]] for t in range(len(y))]
+        [
+            [j for j, other in enumerate(completions) if other[t : t + 1] == y[t : t + 1]]
+            for t in range(len(y))
+        ]
         for y in completions
     ]
 
 
 def sets_before_the_token(completions):
     return [
-        [[j for j, other in enumerate(completions) if other[:t] == y[:t]] for t in range(len(y))] for y in completions
+        [[j for j, other in enumerate(completions) if other[:t] == y[:t]] for t in range(len(y))]
+        for y in completions
     ]
 
 
@@ -40,7 +47,10 @@ def sets_without_itself(completions):
 
 def sets_cut_to_the_shortest(completions):
     return [
-        [[j for j, z in enumerate(completions) if z[: t + 1] == y[: len(z[: t + 1])]] for t in range(len(y))]
+        [
+            [j for j, z in enumerate(completions) if z[: t + 1] == y[: len(z[: t + 1])]]
+            for t in range(len(y))
+        ]
         for y in completions
     ]
 
@@ -85,7 +95,10 @@ def sizes_as_floats(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
 
 def sizes_off_by_one(completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
     before = torch.full_like(completion_ids[:, :1], len(completion_ids))
-    return torch.cat([before, minigrpo.step_sizes(completion_ids, completion_mask)[:, :-1]], dim=1) * completion_mask
+    return (
+        torch.cat([before, minigrpo.step_sizes(completion_ids, completion_mask)[:, :-1]], dim=1)
+        * completion_mask
+    )
 
 
 def tensors(completions: list[list[int]], filler: int = 0) -> Case:
@@ -188,7 +201,11 @@ EXERCISES = (
                 points=2,
                 draw=lambda rng: tensors(draw_completions(rng)),
                 hint="count for each token the completions that share its whole prefix.",
-                examples=(dict(zip(("completion_ids", "completion_mask"), worked_group()[:2], strict=True)),),
+                examples=(
+                    dict(
+                        zip(("completion_ids", "completion_mask"), worked_group()[:2], strict=True)
+                    ),
+                ),
             ),
             Part(
                 name="identical completions",

@@ -75,7 +75,11 @@ def conserved(arguments: Case, expected: Any, answer: Any) -> str | None:
 
 def scored(completions: list[list[int]], rng: np.random.Generator) -> Case:
     ids, mask = pad(completions)
-    return {"rewards": draw_rewards(rng, len(completions)), "completion_ids": ids, "completion_mask": mask}
+    return {
+        "rewards": draw_rewards(rng, len(completions)),
+        "completion_ids": ids,
+        "completion_mask": mask,
+    }
 
 
 def padded_like_a_token(rng: np.random.Generator) -> Case:
@@ -101,7 +105,9 @@ def worked() -> Case:
 # lab03.2: step advantages
 
 
-def step_advantages(step_rewards: Tensor, rewards: Tensor, completion_mask: Tensor, eps: float) -> Tensor:
+def step_advantages(
+    step_rewards: Tensor, rewards: Tensor, completion_mask: Tensor, eps: float
+) -> Tensor:
     shift = rewards[:1]  # as the package does, so that equal rewards give 0
     mean, unit = (rewards - shift).mean() + shift, (rewards - shift).std() + eps
     return torch.where(completion_mask, (step_rewards - mean) / unit, 0)
@@ -117,7 +123,11 @@ def around_the_mean_of_steps(step_rewards, rewards, completion_mask, eps):
 
 
 def in_units_of_the_steps(step_rewards, rewards, completion_mask, eps):
-    return (step_rewards - rewards.mean()) / (step_rewards[completion_mask].std() + eps) * completion_mask
+    return (
+        (step_rewards - rewards.mean())
+        / (step_rewards[completion_mask].std() + eps)
+        * completion_mask
+    )
 
 
 def by_columns(step_rewards, rewards, completion_mask, eps):
@@ -163,7 +173,9 @@ def one_seed_for_all(sample_outcome, prefix, samples, seed):
 
 
 def a_seed_for_each(sample_outcome, prefix, samples, seed):
-    outcomes = [sample_outcome(prefix, torch.Generator().manual_seed(seed + k)) for k in range(samples)]
+    outcomes = [
+        sample_outcome(prefix, torch.Generator().manual_seed(seed + k)) for k in range(samples)
+    ]
     return statistics.mean(outcomes), statistics.stdev(outcomes) / math.sqrt(samples)
 
 
@@ -214,7 +226,10 @@ def draw_tree(rng: np.random.Generator, tokens: int) -> Case:
 
 def bias_and_variance(estimates: Tensor, truth: float) -> dict[str, Tensor]:
     centre = estimates.mean(dim=0)
-    return {"bias": centre - truth, "variance": (estimates - centre).square().sum(dim=0) / (len(estimates) - 1)}
+    return {
+        "bias": centre - truth,
+        "variance": (estimates - centre).square().sum(dim=0) / (len(estimates) - 1),
+    }
 
 
 def with_absolute_errors(estimates, truth):
@@ -254,7 +269,9 @@ def draw_estimates(rng: np.random.Generator) -> Case:
     runs, settings = int(rng.integers(4, 7)), 3
     truth = float(np.round(rng.normal(), 2))
     noise = rng.normal(size=(runs, settings))
-    bias = rng.permutation([-1.0, 1.0, rng.choice([-1.0, 1.0])]) * rng.uniform(0.3, 1.0, size=settings)
+    bias = rng.permutation([-1.0, 1.0, rng.choice([-1.0, 1.0])]) * rng.uniform(
+        0.3, 1.0, size=settings
+    )
     estimates = truth + bias + noise - noise.mean(axis=0)
     return {"estimates": torch.from_numpy(estimates), "truth": truth}
 
@@ -373,7 +390,9 @@ EXERCISES = (
                 wrong=population,
             ),
             Mistake(
-                name="an eps of its own", hint="eps is an argument, but you compute with 1e-4.", wrong=with_its_own_eps
+                name="an eps of its own",
+                hint="eps is an argument, but you compute with 1e-4.",
+                wrong=with_its_own_eps,
             ),
             Mistake(
                 name="no eps",
@@ -420,7 +439,9 @@ EXERCISES = (
                 wrong=a_seed_for_each,
             ),
             Mistake(
-                name="from the root", hint="you sample whole completions: the prefix is not used.", wrong=from_the_root
+                name="from the root",
+                hint="you sample whole completions: the prefix is not used.",
+                wrong=from_the_root,
             ),
             Mistake(
                 name="last token lost",
@@ -433,7 +454,9 @@ EXERCISES = (
                 wrong=with_std_of_one_outcome,
             ),
             Mistake(
-                name="population std", hint="the std is the unbiased one, with samples − 1.", wrong=with_population_std
+                name="population std",
+                hint="the std is the unbiased one, with samples − 1.",
+                wrong=with_population_std,
             ),
             Mistake(
                 name="variance of the mean",
@@ -460,7 +483,9 @@ EXERCISES = (
                 "around their mean?",
                 examples=(
                     {
-                        "estimates": torch.tensor([[1.0, 1.0], [2.0, 1.5], [6.0, 2.0]], dtype=torch.float64),
+                        "estimates": torch.tensor(
+                            [[1.0, 1.0], [2.0, 1.5], [6.0, 2.0]], dtype=torch.float64
+                        ),
                         "truth": 2.0,
                     },
                 ),

@@ -17,7 +17,9 @@ def prm_loss(logps, old_logps, ref_logps, advantages, sets, completion_mask, bet
     members = sets.to(advantages.dtype)
     A = torch.einsum("ijt,j->it", members, advantages) / members.sum(dim=1).clamp(min=1)
     ones = torch.ones_like(A)
-    return minigrpo.policy_loss(logps, old_logps, A, ones, completion_mask, beta=beta, ref_logps=ref_logps)
+    return minigrpo.policy_loss(
+        logps, old_logps, A, ones, completion_mask, beta=beta, ref_logps=ref_logps
+    )
 
 
 def variant(*, A=None, kl=None, constant=lambda value: value.detach(), reduce=None):
@@ -51,7 +53,9 @@ def zero_by_zero(logps, old_logps, ref_logps, advantages, sets, completion_mask,
 
 def without_ratio(logps, old_logps, ref_logps, advantages, sets, completion_mask, beta):
     log_ratio = ref_logps.detach() - logps
-    terms = (logps * _mean(advantages, sets) - beta * (log_ratio.exp() - log_ratio - 1)) * completion_mask
+    terms = (
+        logps * _mean(advantages, sets) - beta * (log_ratio.exp() - log_ratio - 1)
+    ) * completion_mask
     return -terms.sum() / completion_mask.sum()
 
 
@@ -74,7 +78,9 @@ def draw_group(rng: np.random.Generator) -> list[list[int]]:
             return completions
 
 
-def draw_loss(rng: np.random.Generator, *, off_policy: bool, wrt: tuple[str, ...] = ("logps",)) -> Case:
+def draw_loss(
+    rng: np.random.Generator, *, off_policy: bool, wrt: tuple[str, ...] = ("logps",)
+) -> Case:
     while True:
         completions = draw_group(rng)
         ids, mask = pad(completions)
@@ -126,7 +132,14 @@ def draw_sets(rng: np.random.Generator) -> Case:
     stem = rng.integers(3, size=2).tolist()
     other = [stem[0] + 3, stem[1]]
     last = int(rng.integers(3))
-    completions = [[*stem, last], other + [last, 1], stem[:2], [*stem, last, 2], [*stem, last + 1], other + [last]]
+    completions = [
+        [*stem, last],
+        other + [last, 1],
+        stem[:2],
+        [*stem, last, 2],
+        [*stem, last + 1],
+        other + [last],
+    ]
     return {"completions": [completions[k] for k in rng.permutation(6)], "t": 2}
 
 
@@ -158,7 +171,9 @@ def changed(**lines):
     def wrong(ratio, advantages, completion_mask, partitions):
         found = proof_lines(ratio, advantages, completion_mask, partitions)
         pairs = [(ratio[m, t], advantages[m]) for t, sets in enumerate(partitions) for m in sets]
-        return found | {name: sum(float(line(P, a)) for P, a in pairs) for name, line in lines.items()}
+        return found | {
+            name: sum(float(line(P, a)) for P, a in pairs) for name, line in lines.items()
+        }
 
     return wrong
 
@@ -269,7 +284,9 @@ def of_the_theorem(rng: np.random.Generator) -> Case:
     )
     return {
         "theta": torch.from_numpy(rng.normal(size=(len(prefixes), 6))),
-        "states": torch.tensor([prefixes.index(tuple(y[:t])) for y in completions for t in range(len(y))]),
+        "states": torch.tensor(
+            [prefixes.index(tuple(y[:t])) for y in completions for t in range(len(y))]
+        ),
         "ids": ids[mask],
         "weights_a": a,
         "weights_b": torch.stack([A, weighted]),
@@ -304,7 +321,9 @@ EXERCISES = (
             Part(
                 name="π_old and π_ref are constants",
                 points=1,
-                draw=lambda rng: draw_loss(rng, off_policy=True, wrt=("logps", "old_logps", "ref_logps")),
+                draw=lambda rng: draw_loss(
+                    rng, off_policy=True, wrt=("logps", "old_logps", "ref_logps")
+                ),
                 hint="the gradients with respect to old_logps and ref_logps must be 0.",
             ),
         ),
@@ -462,7 +481,10 @@ EXERCISES = (
             Mistake(
                 name="mean ratio",
                 hint="you take the mean ratio of the set for P_λ. That hides the assumption: take its first member's.",
-                wrong=changed(factored=lambda P, a: P.mean() * a.sum(), averaged=lambda P, a: P.sum() * a.mean()),
+                wrong=changed(
+                    factored=lambda P, a: P.mean() * a.sum(),
+                    averaged=lambda P, a: P.sum() * a.mean(),
+                ),
             ),
             Mistake(
                 name="first ratio in line 5",

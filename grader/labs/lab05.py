@@ -62,12 +62,18 @@ def gap_variant(*, pick=torch.minimum, masked=True, mean="asked", of=lambda x: x
         mask = completion_mask.to(ratio.dtype) if masked else torch.ones_like(ratio)
 
         def loss(A):
-            s = ratio * A if epsilon is None else pick(ratio * A, ratio.clamp(1 - epsilon, 1 + epsilon) * A)
+            s = (
+                ratio * A
+                if epsilon is None
+                else pick(ratio * A, ratio.clamp(1 - epsilon, 1 + epsilon) * A)
+            )
             s = s * mask
             if aggregation == "token-mean" or mean == "token":
                 return -s.sum() / mask.sum()
             rows = s.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-            return -rows.sum() / ((mask.sum(dim=1) > 0).sum() if mean == "no empty rows" else len(rows))
+            return -rows.sum() / (
+                (mask.sum(dim=1) > 0).sum() if mean == "no empty rows" else len(rows)
+            )
 
         return float(of(loss(advantages.unsqueeze(1)) - loss(process_advantages)))
 
@@ -118,19 +124,32 @@ def inspect_clipping(arguments: Case, answer: Any) -> None:
         raise Flaw("form", "'ratio' must have a number for each token of 'completions'")
     for t, members in shared(completions):
         if len({ratio[i][t] for i in members}) > 1:
-            raise Flaw("other ratios", f"completions {members} agree up to token {t}, yet their ratios there differ")
+            raise Flaw(
+                "other ratios",
+                f"completions {members} agree up to token {t}, yet their ratios there differ",
+            )
     epsilon = arguments["epsilon"]
     every = [P for row in ratio for P in row]
     if all(1 - epsilon <= P <= 1 + epsilon for P in every):
         name = "from below" if min(every) < 0.9 and max(every) <= 1 else "inside"
-        raise Flaw(name, f"nothing is clipped: every ratio is from {1 - epsilon:.3g} to {1 + epsilon:.3g}")
+        raise Flaw(
+            name, f"nothing is clipped: every ratio is from {1 - epsilon:.3g} to {1 + epsilon:.3g}"
+        )
     sets = [
-        (t, members) for t, members in shared(completions) if not 1 - epsilon <= ratio[members[0]][t] <= 1 + epsilon
+        (t, members)
+        for t, members in shared(completions)
+        if not 1 - epsilon <= ratio[members[0]][t] <= 1 + epsilon
     ]
     if not sets:
-        raise Flaw("unshared", "no step that is shared has a ratio which is clipped, so nothing of it is summed")
+        raise Flaw(
+            "unshared",
+            "no step that is shared has a ratio which is clipped, so nothing of it is summed",
+        )
     mean = sum(rewards) / len(rewards)
-    sides = [{rewards[i] > mean for i in members if rewards[i] != mean} for _, members in mixed(sets, rewards)]
+    sides = [
+        {rewards[i] > mean for i in members if rewards[i] != mean}
+        for _, members in mixed(sets, rewards)
+    ]
     if all(len(side) < 2 for side in sides):
         raise Flaw("one side", "in each clipped step that is shared all advantages have one sign")
     require_gap(completion_gaps(completions, rewards, ratio, epsilon=epsilon))
@@ -159,7 +178,10 @@ def clipped_at_the_end(epsilon, group_size):
 
 
 def draw_epsilon(rng: np.random.Generator, low: float, high: float) -> Case:
-    return {"epsilon": round(float(rng.uniform(low, high)), 3), "group_size": int(rng.integers(2, 9))}
+    return {
+        "epsilon": round(float(rng.uniform(low, high)), 3),
+        "group_size": int(rng.integers(2, 9)),
+    }
 
 
 # lab05.3: the mean per completion
@@ -174,25 +196,36 @@ def inspect_lengths(arguments: Case, answer: Any) -> None:
         raise Flaw("lengths", f"the completions must have the lengths {lengths}, got {got}")
     sets = mixed(shared(answer["completions"]), answer["rewards"])
     if all(len({lengths[i] for i in members}) == 1 for _, members in sets):
-        raise Flaw("one length", "in each step that is shared the members have one length, so one weight")
+        raise Flaw(
+            "one length", "in each step that is shared the members have one length, so one weight"
+        )
     require_gap(completion_gaps(answer["completions"], answer["rewards"], aggregation="seq-mean"))
 
 
 def length_group(lengths, *, first=lambda i, reward: 0, rewards=None):
     rewards = rewards or [3.0 if length == max(lengths) else 1.0 for length in lengths]
     tail = [[10 + length] * (length - 1) for length in lengths]
-    completions = [[first(i, reward), *rest] for i, (reward, rest) in enumerate(zip(rewards, tail, strict=True))]
+    completions = [
+        [first(i, reward), *rest]
+        for i, (reward, rest) in enumerate(zip(rewards, tail, strict=True))
+    ]
     return {"completions": completions, "rewards": rewards}
 
 
 def by_place(lengths):
     """Completion 0 wins, whatever the others are: one that equals it should win too."""
-    return {"completions": [[0] * length for length in lengths], "rewards": [1.0] + [0.0] * (len(lengths) - 1)}
+    return {
+        "completions": [[0] * length for length in lengths],
+        "rewards": [1.0] + [0.0] * (len(lengths) - 1),
+    }
 
 
 def draw_lengths(rng: np.random.Generator) -> Case:
     """Three or more lengths, of which the first occurs twice, and all of two or more."""
-    lengths = [int(length) for length in rng.choice(np.arange(2, 9), size=rng.integers(3, 6), replace=False)]
+    lengths = [
+        int(length)
+        for length in rng.choice(np.arange(2, 9), size=rng.integers(3, 6), replace=False)
+    ]
     return {"lengths": [lengths[0], *lengths]}
 
 
@@ -210,7 +243,9 @@ def inspect_slips(arguments: Case, answer: Any) -> None:
     if not 2 <= len(states) <= 9:
         raise Flaw("form", f"a group must have 2 to 9 episodes, got {len(states)}")
     if [len(row) for row in states] != [len(row) for row in actions]:
-        raise Flaw("form", "'states' and 'actions' must have equal lengths: the state before each action")
+        raise Flaw(
+            "form", "'states' and 'actions' must have equal lengths: the state before each action"
+        )
     _check_walks(next_states, states, actions)
     if len(set(rewards)) == 1:
         raise Flaw("rewards", "all rewards are equal, so every advantage is 0, and both losses are")
@@ -223,9 +258,14 @@ def inspect_slips(arguments: Case, answer: Any) -> None:
     if not apart:
         name = "ended" if shared(actions) else "no slip"
         raise Flaw(name, "no two episodes act in different states after they took the same actions")
-    sets = [(t, members) for t, members in shared(actions) if len({states[i][t] for i in members}) > 1]
+    sets = [
+        (t, members) for t, members in shared(actions) if len({states[i][t] for i in members}) > 1
+    ]
     if not sets:
-        raise Flaw("next action", "after the slip the episodes take different actions, which ends what they share")
+        raise Flaw(
+            "next action",
+            "after the slip the episodes take different actions, which ends what they share",
+        )
     mixed(sets, rewards)
     require_gap(state_gaps(states, actions, rewards, next_states))
 
@@ -253,7 +293,9 @@ def slip_group(next_states, *, then=(0, 0), rewards=(2.0, 1.0), steps=0):
                 after = [[*states, state] for state in following]
                 return {
                     "states": [row[: len(row) - steps] for row in after],
-                    "actions": [[*actions, action, then[k]][: len(after[k]) - steps] for k in (0, 1)],
+                    "actions": [
+                        [*actions, action, then[k]][: len(after[k]) - steps] for k in (0, 1)
+                    ],
                     "rewards": list(rewards),
                 }
     raise ValueError("nothing slips")
@@ -302,11 +344,17 @@ def inspect_micro_batches(arguments: Case, answer: Any) -> None:
     batches = batches_of(**arguments)
     tokens = [sum(len(y) for y in completions[rows]) for rows in batches]
     if len(set(tokens)) == 1:
-        raise Flaw("equal tokens", f"each micro-batch has {tokens[0]} tokens, so all denominators are equal")
+        raise Flaw(
+            "equal tokens",
+            f"each micro-batch has {tokens[0]} tokens, so all denominators are equal",
+        )
     size = batches[0].stop
     sets = mixed(shared(completions), rewards)
     if all(len({i // size for i in members}) == 1 for _, members in sets):
-        raise Flaw("one batch", "each step that is shared lies in one micro-batch, so its members have one denominator")
+        raise Flaw(
+            "one batch",
+            "each step that is shared lies in one micro-batch, so its members have one denominator",
+        )
     require_gap(completion_gaps(completions, rewards, batches=batches))
 
 
@@ -314,7 +362,10 @@ def micro_group(group_size, micro_batches, *, shorter=True, first=lambda batch, 
     size = group_size // micro_batches
     tails = [[10 + i] * (3 if shorter and i < size else 5) for i in range(group_size)]
     completions = [[first(i // size, i), *tail] for i, tail in enumerate(tails)]
-    return {"completions": completions, "rewards": rewards or [float(i < size) for i in range(group_size)]}
+    return {
+        "completions": completions,
+        "rewards": rewards or [float(i < size) for i in range(group_size)],
+    }
 
 
 def alternating(group_size, micro_batches):
@@ -398,7 +449,9 @@ def name_with_padding(**batch) -> str:
 
 
 def any_ratio(batch: Case) -> bool:
-    return batch["epsilon"] is not None and bool((batch["ratio"] != 1)[batch["completion_mask"]].any())
+    return batch["epsilon"] is not None and bool(
+        (batch["ratio"] != 1)[batch["completion_mask"]].any()
+    )
 
 
 def clips_above(batch: Case) -> bool:
@@ -463,11 +516,21 @@ def draw_batch(
     rows = rng.permutation(LENGTHS) if lengths is None else np.asarray(lengths)
     actions = rng.integers(2, size=(len(rows), WIDTH))
     first, second = np.argsort(-rows, kind="stable")[:2]
-    actions[second, :2] = 1 - actions[first, 0], actions[first, 1]  # the two longest begin apart and go on alike
+    # the two longest begin apart and go on alike
+    actions[second, :2] = 1 - actions[first, 0], actions[first, 1]
     histories = [h for t in range(WIDTH) for h in itertools.product((0, 1), repeat=t)]
-    world = dict(zip(histories, range(len(histories)) if one_state_a_history else [0, *_states(rng)], strict=True))
+    world = dict(
+        zip(
+            histories,
+            range(len(histories)) if one_state_a_history else [0, *_states(rng)],
+            strict=True,
+        )
+    )
     if slip is not None:
-        actions[second, :slip], actions[second, slip] = actions[first, :slip], 1 - actions[first, slip]
+        actions[second, :slip], actions[second, slip] = (
+            actions[first, :slip],
+            1 - actions[first, slip],
+        )
     states = [[world[tuple(row[:t])] for t in range(WIDTH)] for row in actions.tolist()]
     for row, taken in zip(states, actions.tolist(), strict=True):
         if slip is not None and taken[: slip + 1] == actions[second, : slip + 1].tolist():
@@ -476,8 +539,12 @@ def draw_batch(
     batch = {
         "ratio": torch.from_numpy(rng.uniform(0.91, 1.09, size=actions.shape)).round(decimals=2),
         "completion_mask": mask,
-        "states": torch.where(mask, torch.tensor(states), torch.from_numpy(rng.integers(20, 40, size=actions.shape))),
-        "actions": torch.where(mask, torch.from_numpy(actions), torch.from_numpy(rng.integers(2, size=actions.shape))),
+        "states": torch.where(
+            mask, torch.tensor(states), torch.from_numpy(rng.integers(20, 40, size=actions.shape))
+        ),
+        "actions": torch.where(
+            mask, torch.from_numpy(actions), torch.from_numpy(rng.integers(2, size=actions.shape))
+        ),
         "epsilon": None,
         "aggregation": "token-mean",
         "micro_batches": [list(range(len(rows)))],
@@ -488,7 +555,13 @@ def draw_batch(
 def _states(rng: np.random.Generator) -> list[int]:
     """States 1 to 5 for the histories of 1 to 3 actions: the two first actions lead to one, which then leads to two."""
     here, *after = rng.integers(1, 6, size=3).tolist()
-    return [here, here, *after, *(state % 5 + 1 for state in after), *rng.integers(1, 6, size=8).tolist()]
+    return [
+        here,
+        here,
+        *after,
+        *(state % 5 + 1 for state in after),
+        *rng.integers(1, 6, size=8).tolist(),
+    ]
 
 
 def _noise_under_mask(rng: np.random.Generator, batch: Case) -> Tensor:
@@ -506,7 +579,12 @@ def draw_clipped(rng: np.random.Generator, side: int) -> Case:
 def draw_inside(rng: np.random.Generator) -> Case:
     """Ratios up to nine tenths of a large ε away from 1, under the mask, too."""
     batch, epsilon = draw_batch(rng), round(float(rng.uniform(0.3, 0.4)), 2)
-    ratio = torch.from_numpy(rng.uniform(-0.9, 0.9, size=(6, WIDTH))).mul(epsilon).add(1).round(decimals=2)
+    ratio = (
+        torch.from_numpy(rng.uniform(-0.9, 0.9, size=(6, WIDTH)))
+        .mul(epsilon)
+        .add(1)
+        .round(decimals=2)
+    )
     ratio[rng.integers(6), 0] = round(1 + 0.9 * epsilon, 2)
     return batch | {"epsilon": epsilon, "ratio": ratio}
 
@@ -558,7 +636,9 @@ SWITCHED_ON = (
 )
 
 
-def draw_settings(rng: np.random.Generator, batches: Sequence[Callable[[np.random.Generator], Case]]) -> Case:
+def draw_settings(
+    rng: np.random.Generator, batches: Sequence[Callable[[np.random.Generator], Case]]
+) -> Case:
     calls = [draw(rng) for draw in batches]
     return {"calls": [calls[k] for k in rng.permutation(len(calls))]}
 
@@ -675,7 +755,9 @@ EXERCISES = (
             Mistake(
                 name="equal rewards",
                 hint="without different rewards there is no advantage, and no loss to compare.",
-                wrong=lambda epsilon, group_size: clipped_group(epsilon, group_size, rewards=[1.0] * group_size),
+                wrong=lambda epsilon, group_size: clipped_group(
+                    epsilon, group_size, rewards=[1.0] * group_size
+                ),
             ),
         ),
     ),
@@ -796,7 +878,9 @@ EXERCISES = (
             Mistake(
                 name="equal lengths",
                 hint="your micro-batches have equally many tokens, so their denominators are one constant.",
-                wrong=lambda group_size, micro_batches: micro_group(group_size, micro_batches, shorter=False),
+                wrong=lambda group_size, micro_batches: micro_group(
+                    group_size, micro_batches, shorter=False
+                ),
             ),
             Mistake(
                 name="shared in one micro-batch",
@@ -859,9 +943,18 @@ EXERCISES = (
                     wrong=name_with({name: SWITCHES[name]}),
                 )
                 for name, hint in (
-                    ("clipping", "an ε alone clips nothing: is a ratio below 1 − ε, or above 1 + ε?"),
-                    ("per-completion mean", "“seq-mean” alone breaks nothing: do the completions differ in length?"),
-                    ("micro-batch denominators", "micro-batches that have equally many tokens break nothing."),
+                    (
+                        "clipping",
+                        "an ε alone clips nothing: is a ratio below 1 − ε, or above 1 + ε?",
+                    ),
+                    (
+                        "per-completion mean",
+                        "“seq-mean” alone breaks nothing: do the completions differ in length?",
+                    ),
+                    (
+                        "micro-batch denominators",
+                        "micro-batches that have equally many tokens break nothing.",
+                    ),
                 )
             ),
             Mistake(
@@ -871,7 +964,9 @@ EXERCISES = (
                 wrong=name_at_the_first_switch,
             ),
             Mistake(
-                name="padding", hint="a ratio under the mask is noise, and clips nothing.", wrong=name_with_padding
+                name="padding",
+                hint="a ratio under the mask is noise, and clips nothing.",
+                wrong=name_with_padding,
             ),
             Mistake(
                 name="any ratio",
@@ -903,7 +998,9 @@ EXERCISES = (
                 name="any states",
                 hint="different states are fine where the actions before differ. Compare completions "
                 "with equal actions.",
-                wrong=name_with({"random transitions": lambda batch: slips(batch, lambda a, b, t: True)}),
+                wrong=name_with(
+                    {"random transitions": lambda batch: slips(batch, lambda a, b, t: True)}
+                ),
             ),
             Mistake(
                 name="states under the mask",
@@ -914,7 +1011,11 @@ EXERCISES = (
                 name="token 1 alone",
                 hint="you look for a slip at t = 1 alone; it may come later.",
                 wrong=name_with(
-                    {"random transitions": lambda batch: slips(batch, lambda a, b, t: t == 1 and a[0] == b[0])}
+                    {
+                        "random transitions": lambda batch: slips(
+                            batch, lambda a, b, t: t == 1 and a[0] == b[0]
+                        )
+                    }
                 ),
             ),
             Mistake(
@@ -922,7 +1023,11 @@ EXERCISES = (
                 hint="you ask for equal actions up to t, and t itself counts no more: the state comes "
                 "before its action.",
                 wrong=name_with(
-                    {"random transitions": lambda batch: slips(batch, lambda a, b, t: a[: t + 1] == b[: t + 1])}
+                    {
+                        "random transitions": lambda batch: slips(
+                            batch, lambda a, b, t: a[: t + 1] == b[: t + 1]
+                        )
+                    }
                 ),
             ),
             Mistake(

@@ -25,11 +25,20 @@ NEAR = 0.2  # standard errors of the mean by which an end may be away (grader/th
 def lambda_grpo_loss(logps, old_logps, ref_logps, advantages, sizes, completion_mask, beta):
     weights = 1 / sizes.clamp(min=1).to(logps.dtype)
     a = advantages.unsqueeze(1).expand_as(logps).contiguous()
-    return minigrpo.policy_loss(logps, old_logps, a, weights, completion_mask, beta=beta, ref_logps=ref_logps)
+    return minigrpo.policy_loss(
+        logps, old_logps, a, weights, completion_mask, beta=beta, ref_logps=ref_logps
+    )
 
 
 def loss_variant(
-    *, weight=None, kl_weight=None, reduce=None, sign=-1, constant=Tensor.detach, old=Tensor.detach, kl_of=lambda x: x
+    *,
+    weight=None,
+    kl_weight=None,
+    reduce=None,
+    sign=-1,
+    constant=Tensor.detach,
+    old=Tensor.detach,
+    kl_of=lambda x: x,
 ):
     """The loss with one part of it exchanged; weight and kl_weight take sizes (at least 1), reduce terms and mask.
 
@@ -41,8 +50,12 @@ def loss_variant(
         w = weight(there) if weight else 1 / there
         log_ratio = kl_of(constant(ref_logps) - logps)
         kl = beta * (log_ratio.exp() - log_ratio - 1) * (kl_weight(there) if kl_weight else w)
-        terms = ((logps - old(old_logps)).exp() * advantages.unsqueeze(1) * w - kl) * completion_mask
-        return sign * (reduce(terms, completion_mask, there) if reduce else terms.sum() / completion_mask.sum())
+        terms = (
+            (logps - old(old_logps)).exp() * advantages.unsqueeze(1) * w - kl
+        ) * completion_mask
+        return sign * (
+            reduce(terms, completion_mask, there) if reduce else terms.sum() / completion_mask.sum()
+        )
 
     return loss
 
@@ -57,7 +70,8 @@ def zero_by_zero(logps, old_logps, ref_logps, advantages, sizes, completion_mask
 
 def draw_loss(rng: np.random.Generator, *, beta: float, empty: bool = False) -> Case:
     completions = draw_completions(rng, size=5, longest=5)
-    ids, mask = pad([*completions, completions[0][:1]])  # the first token of the first completion is shared
+    # the first token of the first completion is shared
+    ids, mask = pad([*completions, completions[0][:1]])
     if empty:
         ids, mask = (torch.nn.functional.pad(value, (0, 2, 0, 1)) for value in (ids, mask))
     logps = draw_logps(rng, *mask.shape)
@@ -110,7 +124,9 @@ class OneMore(PathTreeEnv):
     def outcome(self, path):
         if tuple(path) == self.target:
             return self.r_target
-        return self.r_neg if tuple(path[: self.n + 1]) == self.target[: self.n + 1] else self.r_other
+        return (
+            self.r_neg if tuple(path[: self.n + 1]) == self.target[: self.n + 1] else self.r_other
+        )
 
 
 class OneAction(PathTreeEnv):
@@ -171,14 +187,28 @@ def draw_trap(rng: np.random.Generator, *, interrupted: bool = False) -> Case:
 
     def parted(place: int) -> list[int]:
         """A path that leaves the target's at this action."""
-        return [*target[:place], 1 - target[place], *rng.integers(2, size=depth - place - 1).tolist()]
+        return [
+            *target[:place],
+            1 - target[place],
+            *rng.integers(2, size=depth - place - 1).tolist(),
+        ]
 
     first = [1 - target[0], *target[1:]]  # equals the target but for its first action
     walks = [target, parted(0), parted(n - 1), parted(n), parted(n + 1), parted(depth - 1), first]
     walks = [walks[k] for k in rng.permutation(len(walks))]
     if interrupted:
-        walks = [[*walks[0]][:2], *[walk[: int(rng.integers(1, depth))] for walk in walks[1:3]], *walks]
-    return {"depth": depth, "n": n, "r_neg": round(float(rng.uniform(-2, -0.1)), 2), "target": target, "walks": walks}
+        walks = [
+            [*walks[0]][:2],
+            *[walk[: int(rng.integers(1, depth))] for walk in walks[1:3]],
+            *walks,
+        ]
+    return {
+        "depth": depth,
+        "n": n,
+        "r_neg": round(float(rng.uniform(-2, -0.1)), 2),
+        "target": target,
+        "walks": walks,
+    }
 
 
 def draw_edges(rng: np.random.Generator) -> Case:
@@ -189,7 +219,13 @@ def draw_edges(rng: np.random.Generator) -> Case:
     return {"depth": depth, "n": 0, "r_neg": -1.5, "target": target, "walks": [*near, target]}
 
 
-WORKED_TRAP = {"depth": 2, "n": 1, "r_neg": -0.5, "target": [1, 0], "walks": [[1, 1], [0, 0], [1, 0]]}
+WORKED_TRAP = {
+    "depth": 2,
+    "n": 1,
+    "r_neg": -0.5,
+    "target": [1, 0],
+    "walks": [[1, 1], [0, 0], [1, 0]],
+}
 
 
 # lab06.3: an interval
@@ -246,7 +282,9 @@ def one_seed_for_all(a, b, resamples, seed):
 
 def other_axis(a, b, resamples, seed):
     d = (a - b).numpy()
-    return _ends(d[np.random.default_rng(seed).integers(len(d), size=(resamples, len(d)))].mean(axis=0))
+    return _ends(
+        d[np.random.default_rng(seed).integers(len(d), size=(resamples, len(d)))].mean(axis=0)
+    )
 
 
 def without_replacement(a, b, resamples, seed):
@@ -288,8 +326,13 @@ def _two_numbers(pair: Any) -> tuple[float, float] | None:
     ends = pair.tolist() if isinstance(pair, (Tensor, np.ndarray)) else pair
     if not isinstance(ends, (list, tuple)) or len(ends) != 2:
         return None
-    ends = [end.item() if isinstance(end, (Tensor, np.generic)) and end.shape == () else end for end in ends]
-    return (float(ends[0]), float(ends[1])) if all(type(end) in (int, float) for end in ends) else None
+    ends = [
+        end.item() if isinstance(end, (Tensor, np.generic)) and end.shape == () else end
+        for end in ends
+    ]
+    return (
+        (float(ends[0]), float(ends[1])) if all(type(end) in (int, float) for end in ends) else None
+    )
 
 
 def _kind(call: Case, ends: Sequence[float]) -> str:
@@ -297,7 +340,11 @@ def _kind(call: Case, ends: Sequence[float]) -> str:
     mean, (low, high) = float((call["a"] - call["b"]).mean()), ends
     if abs(high - low) <= 1e-9 * standard_error(call):
         return "one number"
-    return "equally far from the mean" if abs(low + high - 2 * mean) <= 1e-6 * abs(high - low) else "quantiles"
+    return (
+        "equally far from the mean"
+        if abs(low + high - 2 * mean) <= 1e-6 * abs(high - low)
+        else "quantiles"
+    )
 
 
 def standard_error(arguments: Case) -> float:
@@ -335,18 +382,34 @@ def fair_comparison(rates, baseline, candidate, tuning):
 
 
 def comparison(
-    rates, baseline, candidate, tuning, *, chosen=slice, kept=lambda t: slice(t, None), best=None, own=True, sign=1
+    rates,
+    baseline,
+    candidate,
+    tuning,
+    *,
+    chosen=slice,
+    kept=lambda t: slice(t, None),
+    best=None,
+    own=True,
+    sign=1,
 ):
     """Compare as the lab says; each keyword exchanges one rule of it."""
-    best = best or (lambda scores: max(range(len(rates)), key=lambda k: scores[k].mean().item()))  # the first of equals
+    # the first of equals
+    best = best or (lambda scores: max(range(len(rates)), key=lambda k: scores[k].mean().item()))
     own_best = [best(scores[:, chosen(tuning)]) for scores in (baseline, candidate)]
     first, second = own_best if own else (own_best[1], own_best[1])
     differences = sign * (candidate[second] - baseline[first])[kept(tuning)]
-    return {"baseline_rate": rates[first], "candidate_rate": rates[second], "differences": differences}
+    return {
+        "baseline_rate": rates[first],
+        "candidate_rate": rates[second],
+        "differences": differences,
+    }
 
 
 def rates_with(**exchanged):
-    return lambda rates, baseline, candidate, tuning: comparison(rates, baseline, candidate, tuning, **exchanged)
+    return lambda rates, baseline, candidate, tuning: comparison(
+        rates, baseline, candidate, tuning, **exchanged
+    )
 
 
 def last_of_equals(scores: Tensor) -> int:
@@ -368,7 +431,8 @@ def draw_sweep(rng: np.random.Generator, *, tie: bool) -> Case:
     sweeps = []
     *bests, other = rng.permutation(R - 2).tolist()
     for best in bests:
-        lucky, later = rng.permutation([other, R - 2]).tolist()  # what wrong rules choose; nobody's best
+        # what wrong rules choose; nobody's best
+        lucky, later = rng.permutation([other, R - 2]).tolist()
         scores = rng.uniform(0.2, 0.6, size=(R, S))
         scores[best, :tuning] += 0.2
         scores[later, tuning:] += 0.5
@@ -413,7 +477,14 @@ def the_other_way(low, high):
 
 def draw_intervals(rng: np.random.Generator) -> Case:
     x, y = (sorted(rng.uniform(0.01, 1.0, size=2).round(3).tolist()) for _ in range(2))
-    ends = [(x[0], x[1] + 0.1), (-y[1] - 0.1, -y[0]), (-x[0], y[1]), (-y[1], x[0]), (0.0, x[1]), (-y[0], 0.0)]
+    ends = [
+        (x[0], x[1] + 0.1),
+        (-y[1] - 0.1, -y[0]),
+        (-x[0], y[1]),
+        (-y[1], x[0]),
+        (0.0, x[1]),
+        (-y[0], 0.0),
+    ]
     return {"calls": [{"low": ends[k][0], "high": ends[k][1]} for k in rng.permutation(len(ends))]}
 
 
@@ -460,7 +531,9 @@ EXERCISES = (
             Mistake(
                 name="another normaliser",
                 hint="you divide by the sum of 1/|λ|; the denominator in front stays the number of tokens.",
-                wrong=loss_variant(reduce=lambda terms, mask, sizes: terms.sum() / (mask / sizes).sum()),
+                wrong=loss_variant(
+                    reduce=lambda terms, mask, sizes: terms.sum() / (mask / sizes).sum()
+                ),
             ),
             Mistake(
                 name="divided by G",
@@ -478,13 +551,17 @@ EXERCISES = (
                 wrong=loss_variant(weight=torch.ones_like),
             ),
             Mistake(
-                name="objective", hint="this is the objective; the loss is its negative.", wrong=loss_variant(sign=1)
+                name="objective",
+                hint="this is the objective; the loss is its negative.",
+                wrong=loss_variant(sign=1),
             ),
             Mistake(
                 name="per-completion mean",
                 hint="you take a mean per completion first; one count of all tokens is the denominator.",
                 wrong=loss_variant(
-                    reduce=lambda terms, mask, sizes: (terms.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
+                    reduce=lambda terms, mask, sizes: (
+                        terms.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+                    ).mean()
                 ),
             ),
             Mistake(
@@ -550,7 +627,9 @@ EXERCISES = (
                 wrong=RewardsOnTheWay,
             ),
             Mistake(
-                name="swapped", hint="you have r_neg and 0.7 the wrong way round: near misses get r_neg.", wrong=Swapped
+                name="swapped",
+                hint="you have r_neg and 0.7 the wrong way round: near misses get r_neg.",
+                wrong=Swapped,
             ),
             Mistake(
                 name="one more",
@@ -558,7 +637,9 @@ EXERCISES = (
                 wrong=OneMore,
             ),
             Mistake(
-                name="one action", hint="you compare one action; all of the first n have to be equal.", wrong=OneAction
+                name="one action",
+                hint="you compare one action; all of the first n have to be equal.",
+                wrong=OneAction,
             ),
             Mistake(
                 name="numbered in a level",
@@ -640,7 +721,9 @@ EXERCISES = (
                 wrong=other_way_round,
             ),
             Mistake(
-                name="90%", hint="you cut 5% at each end; a 95% interval leaves 2.5% at each.", wrong=ninety_percent
+                name="90%",
+                hint="you cut 5% at each end; a 95% interval leaves 2.5% at each.",
+                wrong=ninety_percent,
             ),
             Mistake(
                 name="no seed",
@@ -742,7 +825,9 @@ EXERCISES = (
                 wrong=by_the_middle,
             ),
             Mistake(
-                name="zero left out", hint="an interval that ends at 0 holds it: not told apart.", wrong=zero_left_out
+                name="zero left out",
+                hint="an interval that ends at 0 holds it: not told apart.",
+                wrong=zero_left_out,
             ),
             Mistake(
                 name="never lower",

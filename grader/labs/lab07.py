@@ -139,7 +139,9 @@ def draw_forbidden(rng: np.random.Generator) -> Case:
 def rank_correlation(x: list[float], y: list[float]) -> float:
     def ranks(values: list[float]) -> np.ndarray:
         order = sorted(values)
-        return np.array([np.mean([k for k, other in enumerate(order, 1) if other == value]) for value in values])
+        return np.array(
+            [np.mean([k for k, other in enumerate(order, 1) if other == value]) for value in values]
+        )
 
     return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
@@ -160,7 +162,10 @@ def correlation_of_orders(x: list[float], y: list[float]) -> float:
 
 def correlation_by_the_short_formula(x: list[float], y: list[float]) -> float:
     """1 − 6 Σ d² / (n³ − n), which is right where no values are equal."""
-    ranks = [[(sum(b < a for b in values) + sum(b <= a for b in values) + 1) / 2 for a in values] for values in (x, y)]
+    ranks = [
+        [(sum(b < a for b in values) + sum(b <= a for b in values) + 1) / 2 for a in values]
+        for values in (x, y)
+    ]
     n = len(x)
     return 1 - 6 * sum((a - b) ** 2 for a, b in zip(*ranks, strict=True)) / (n**3 - n)
 
@@ -351,7 +356,9 @@ EXERCISES = (
         ),
         mistakes=(
             Mistake(
-                name="values, not ranks", hint="you correlate the values; rank them first.", wrong=correlation_of_values
+                name="values, not ranks",
+                hint="you correlate the values; rank them first.",
+                wrong=correlation_of_values,
             ),
             Mistake(
                 name="ties in order",

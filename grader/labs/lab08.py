@@ -78,7 +78,11 @@ def _flaw(answer: Any) -> tuple[str, ...]:
         return KEYS, repr(answer)[:80]
     if set(answer) != set(NAMES):
         return KEYS, ", ".join(map(str, answer))[:80]
-    wrong = [f"{cause!r}"[:80] for cause in answer.values() if not isinstance(cause, str) or cause not in CAUSES]
+    wrong = [
+        f"{cause!r}"[:80]
+        for cause in answer.values()
+        if not isinstance(cause, str) or cause not in CAUSES
+    ]
     return (VALUES, wrong[0]) if wrong else ()
 
 
@@ -144,7 +148,9 @@ def two_groups(groups: list[list[list[int]]]) -> Case:
     """Two groups as one batch (2, G, T), padded with 0, which is a token, too."""
     padded = [pad(completions) for completions in groups]
     T = max(ids.shape[1] for ids, _ in padded)
-    ids, masks = ([torch.nn.functional.pad(x[k], (0, T - x[k].shape[1])) for x in padded] for k in (0, 1))
+    ids, masks = (
+        [torch.nn.functional.pad(x[k], (0, T - x[k].shape[1])) for x in padded] for k in (0, 1)
+    )
     return {"completion_ids": torch.stack(ids), "completion_mask": torch.stack(masks)}
 
 
@@ -162,7 +168,9 @@ def draw_other_endings(rng: np.random.Generator) -> Case:
     groups = []
     for _ in range(2):
         stem = rng.integers(1, 3, size=4).tolist()
-        groups.append([stem, [*stem, 1], [*stem, 1, 2], [stem[0], 3, stem[2]], stem, [3, *stem[1:]]])
+        groups.append(
+            [stem, [*stem, 1], [*stem, 1, 2], [stem[0], 3, stem[2]], stem, [3, *stem[1:]]]
+        )
     return two_groups(groups)
 
 
@@ -196,7 +204,10 @@ def advantages_not_divided(rewards: Tensor) -> Tensor:
 
 def draw_stakes(rng: np.random.Generator) -> Case:
     """Prompts whose rewards are of very different size."""
-    return {"rewards": draw_rewards(rng, 3, 6) * torch.tensor([[10.0], [1.0], [0.1]], dtype=torch.float64)}
+    return {
+        "rewards": draw_rewards(rng, 3, 6)
+        * torch.tensor([[10.0], [1.0], [0.1]], dtype=torch.float64)
+    }
 
 
 def draw_equal(rng: np.random.Generator) -> Case:
@@ -237,7 +248,12 @@ def draw_two_policies(rng: np.random.Generator) -> Case:
     logps = draw_logps(rng, 3, 4)
     near = logps + torch.from_numpy(rng.normal(scale=0.3, size=(3, 4)))
     advantages = torch.from_numpy(rng.normal(size=(3, 4)))
-    return {"logps": logps, "old_logps": near, "advantages": advantages, "wrt": ["logps", "old_logps"]}
+    return {
+        "logps": logps,
+        "old_logps": near,
+        "advantages": advantages,
+        "wrt": ["logps", "old_logps"],
+    }
 
 
 def draw_one_policy(rng: np.random.Generator) -> Case:
@@ -276,7 +292,12 @@ def kl_without_beta(logps: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
 def draw_kl(rng: np.random.Generator) -> Case:
     case = draw_two_policies(rng)
     beta = float(rng.uniform(0.05, 0.5))
-    return {"logps": case["logps"], "ref_logps": case["old_logps"], "beta": beta, "wrt": ["logps", "ref_logps"]}
+    return {
+        "logps": case["logps"],
+        "ref_logps": case["old_logps"],
+        "beta": beta,
+        "wrt": ["logps", "ref_logps"],
+    }
 
 
 # lab08.7: the loss of a batch that comes in micro-batches
@@ -307,7 +328,9 @@ def loss_by_completions(losses: Tensor, completion_mask: Tensor, micro_batch: in
     return ((losses * completion_mask).sum(dim=-1) / completion_mask.sum(dim=-1)).mean()
 
 
-def loss_of_whole_micro_batches(losses: Tensor, completion_mask: Tensor, micro_batch: int) -> Tensor:
+def loss_of_whole_micro_batches(
+    losses: Tensor, completion_mask: Tensor, micro_batch: int
+) -> Tensor:
     rows = len(losses) // micro_batch * micro_batch
     return (losses * completion_mask)[:rows].sum() / completion_mask.sum()
 
@@ -319,14 +342,26 @@ def draw_batch(rng: np.random.Generator, rows: int, micro_batch: int) -> Case:
     lengths[0], lengths[-1] = 1, T
     losses = torch.from_numpy(rng.normal(size=(rows, T)))
     mask = completion_mask(lengths, T)
-    return {"losses": losses, "completion_mask": mask, "micro_batch": micro_batch, "wrt": ["losses"]}
+    return {
+        "losses": losses,
+        "completion_mask": mask,
+        "micro_batch": micro_batch,
+        "wrt": ["losses"],
+    }
 
 
 # The runs whose curves the lab shows: each with one broken function among five right ones
 
 RIGHT = {
     function.__name__: function
-    for function in (completion_mask, minigrpo.step_sizes, group_advantages, surrogate, kl_penalty, batch_loss)
+    for function in (
+        completion_mask,
+        minigrpo.step_sizes,
+        group_advantages,
+        surrogate,
+        kl_penalty,
+        batch_loss,
+    )
 }
 BUGS = {
     "KL rewarded": {"kl_penalty": kl_rewarded},
@@ -477,7 +512,9 @@ EXERCISES = (
                 points=1,
                 draw=draw_stakes,
                 hint="each group is centred and scaled by itself: with its own mean and its own std (n − 1).",
-                examples=({"rewards": torch.tensor([[0.0, 10.0], [0.0, 0.1]], dtype=torch.float64)},),
+                examples=(
+                    {"rewards": torch.tensor([[0.0, 10.0], [0.0, 0.1]], dtype=torch.float64)},
+                ),
             ),
             Part(
                 name="equal rewards",
@@ -499,7 +536,9 @@ EXERCISES = (
                 wrong=advantages_centred_on_the_batch,
             ),
             Mistake(
-                name="divided by n", hint="the paper's std is the unbiased one, with n − 1.", wrong=advantages_with_n
+                name="divided by n",
+                hint="the paper's std is the unbiased one, with n − 1.",
+                wrong=advantages_with_n,
             ),
             Mistake(
                 name="over prompts",
@@ -665,11 +704,14 @@ def record(updates: int = 200) -> dict[str, dict[str, list[float]]]:
     functions = {"healthy": RIGHT} | {run: RIGHT | BUGS[cause] for run, cause in truth().items()}
     histories = {run: script["train"](own, updates=updates) for run, own in functions.items()}
     return {
-        run: {name: [float(f"{row[name]:.4g}") for row in rows] for name in rows[0]} for run, rows in histories.items()
+        run: {name: [float(f"{row[name]:.4g}") for row in rows] for name in rows[0]}
+        for run, rows in histories.items()
     }
 
 
 if __name__ == "__main__":
     from minigrpo.files import write_bytes
 
-    write_bytes(RECORDED, json.dumps(record(), ensure_ascii=False).replace("}, ", "},\n").encode() + b"\n")
+    write_bytes(
+        RECORDED, json.dumps(record(), ensure_ascii=False).replace("}, ", "},\n").encode() + b"\n"
+    )

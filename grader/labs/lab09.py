@@ -60,7 +60,9 @@ def answer_with_every_minus(completion):
 
 def answer_without_commas(completion):
     boxes = re.findall(r"\\boxed\{([^{}]*)\}", completion)
-    return _last_number(boxes[-1] if boxes else completion, r"(?:(?<![0-9A-Za-z)])-)?[0-9]+(?:\.[0-9]+)?")
+    return _last_number(
+        boxes[-1] if boxes else completion, r"(?:(?<![0-9A-Za-z)])-)?[0-9]+(?:\.[0-9]+)?"
+    )
 
 
 def answer_of_digits(completion):
@@ -77,7 +79,9 @@ def judge_answers(arguments: Case, expected: list, answer: Any) -> str | None:
     if not isinstance(answer, list) or len(answer) != len(expected):
         return "there must be one answer for each text"
     for text, want, got in zip(arguments["completions"], expected, answer, strict=True):
-        number = isinstance(got, (int, float, np.integer, np.floating)) and not isinstance(got, bool)
+        number = isinstance(got, (int, float, np.integer, np.floating)) and not isinstance(
+            got, bool
+        )
         if not (got is None if want is None else number and float(got) == want):
             return f"{text!r}: expected {want}, got {got!r}"
     return None
@@ -104,13 +108,22 @@ def texts(*patterns: str):
 
 
 def choose_settings(
-    completions: int, success: float, tokens: int, memory_gb: float, model_gb: float, mb_per_token: float
+    completions: int,
+    success: float,
+    tokens: int,
+    memory_gb: float,
+    model_gb: float,
+    mb_per_token: float,
 ) -> dict[str, int]:
     group_size = next(G for G in _divisors(completions) if _useful(success, G) or completions == G)
     return {
         "prompts": completions // group_size,
         "group_size": group_size,
-        "micro_batch": max(b for b in _divisors(completions) if model_gb + _gb(b, tokens, mb_per_token) <= memory_gb),
+        "micro_batch": max(
+            b
+            for b in _divisors(completions)
+            if model_gb + _gb(b, tokens, mb_per_token) <= memory_gb
+        ),
     }
 
 
@@ -134,7 +147,11 @@ def settings_with(*, useful=_useful, divisors=_divisors, gb=1000, start=None, ot
         group_size = next((G for G in sizes if useful(success, G)), otherwise or completions)
         room = memory_gb - (model_gb if start is None else start)
         fits = [b for b in sizes if _gb(b, tokens, mb_per_token, gb) <= room]
-        return {"prompts": completions // group_size, "group_size": group_size, "micro_batch": max(fits, default=1)}
+        return {
+            "prompts": completions // group_size,
+            "group_size": group_size,
+            "micro_batch": max(fits, default=1),
+        }
 
     return settings
 
@@ -159,7 +176,10 @@ def judge_settings(arguments: Case, expected: dict, answer: Any) -> str | None:
     if answer["prompts"] * answer["group_size"] != arguments["completions"]:
         return "prompts × group_size must be the number of completions"
     for name, why in (
-        ("group_size", "is not the smallest divisor with which 90% of groups have rewards that differ, or all of them"),
+        (
+            "group_size",
+            "is not the smallest divisor with which 90% of groups have rewards that differ, or all of them",
+        ),
         ("micro_batch", "is not the largest divisor that fits into the memory"),
     ):
         if answer[name] != expected[name]:
@@ -167,7 +187,9 @@ def judge_settings(arguments: Case, expected: dict, answer: Any) -> str | None:
     return "prompts must be the number of completions, divided by group_size"
 
 
-def draw_machine(success: tuple[float, float], rows: float | None = None, completions: tuple[int, ...] = (48, 96)):
+def draw_machine(
+    success: tuple[float, float], rows: float | None = None, completions: tuple[int, ...] = (48, 96)
+):
     """Draw a machine and a task: the chance of success, and the rows that its memory holds beside the model.
 
     rows None: nearly 8 or 16, so that of 48 or 96 completions the most that divides is 6 or 12.
@@ -176,7 +198,8 @@ def draw_machine(success: tuple[float, float], rows: float | None = None, comple
     def draw(rng: np.random.Generator) -> Case:
         tokens, mb = int(rng.integers(8, 40)) * 16, round(float(rng.uniform(0.2, 2.0)), 2)
         held = rows or float(rng.choice([8, 16]) * rng.uniform(0.985, 0.995))
-        model_gb = round(_gb(1, tokens, mb) * held * float(rng.uniform(1.2, 1.8)), 2)  # if forgotten, more rows fit
+        # if forgotten, more rows fit
+        model_gb = round(_gb(1, tokens, mb) * held * float(rng.uniform(1.2, 1.8)), 2)
         chance = round(float(rng.uniform(*success)), 3)
         return {
             "completions": int(rng.choice(completions)),
@@ -204,13 +227,19 @@ WORKED_MACHINE = {
 
 
 def grade(contents, seed: int) -> list[dict]:
-    from grader.adapters import grade  # loads transformers, which the other exercises have no need of
+    # loads transformers, which the other exercises have no need of
+    from grader.adapters import grade
 
     return grade(contents, seed)
 
 
 ARTIFACTS = (
-    Artifact(id="lab09.3", points=6, files=("adapter_model.safetensors", "adapter_config.json", METRICS), grade=grade),
+    Artifact(
+        id="lab09.3",
+        points=6,
+        files=("adapter_model.safetensors", "adapter_config.json", METRICS),
+        grade=grade,
+    ),
 )
 EXERCISES = (
     Exercise(
@@ -223,7 +252,9 @@ EXERCISES = (
             Part(
                 name="the last number",
                 points=1,
-                draw=texts("{a}+{b}-{c}={a}", "First {a}, then {b}.", "No number here.", "", "It is {c}."),
+                draw=texts(
+                    "{a}+{b}-{c}={a}", "First {a}, then {b}.", "No number here.", "", "It is {c}."
+                ),
                 hint="the last number in the text is the answer; where there is none it is None.",
                 examples=({"completions": ["25-4=21", "I can't."]},),
             ),
@@ -255,7 +286,16 @@ EXERCISES = (
                 name="commas and decimals",
                 points=2,
                 draw=texts(
-                    *("{k} in all", "{m} of {m}", "{a}, {b}", "{a}.{b}", "{k}.{a}", "{a}.", "{a},{b}", "-{k}"),
+                    *(
+                        "{k} in all",
+                        "{m} of {m}",
+                        "{a}, {b}",
+                        "{a}.{b}",
+                        "{k}.{a}",
+                        "{a}.",
+                        "{a},{b}",
+                        "-{k}",
+                    ),
                     *("{a},{y}", "{y},{t}"),
                 ),
                 hint="1,000 is one number, but 1, 2 and 1,2 and 7,2024 are two; 27. ends a sentence, "
@@ -353,7 +393,9 @@ EXERCISES = (
             Mistake(
                 name="powers of two",
                 hint="you try powers of two alone; 48 is divided by 3, 6, 12 and 24, too.",
-                wrong=settings_with(divisors=lambda n: [d for d in _divisors(n) if d & (d - 1) == 0]),
+                wrong=settings_with(
+                    divisors=lambda n: [d for d in _divisors(n) if d & (d - 1) == 0]
+                ),
             ),
             Mistake(
                 name="no divisors",

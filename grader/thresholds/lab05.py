@@ -30,10 +30,18 @@ def measure(seeds: int = 40) -> dict:
     """Relative gaps of the gradients over seeds: of clean counterexamples, and of random groups that break nothing."""
 
     def spread(values: list[float]) -> dict:
-        return {"min": min(values), "median": float(np.median(values)), "max": max(values), "seeds": len(values)}
+        return {
+            "min": min(values),
+            "median": float(np.median(values)),
+            "max": max(values),
+            "seeds": len(values),
+        }
 
     broken: dict[str, list[float]] = {f"lab05.{k}": [] for k in (2, 3, 4, 5)}
-    kept: dict[str, list[float]] = {"token mean, ratios by prefix": [], "slipping, keyed by state and action": []}
+    kept: dict[str, list[float]] = {
+        "token mean, ratios by prefix": [],
+        "slipping, keyed by state and action": [],
+    }
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         case = draw_epsilon(rng, 0.05, 3.0)

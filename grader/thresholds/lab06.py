@@ -33,7 +33,10 @@ def measure(seeds: int = 40) -> dict:
     "other seeds": the larger distance of the two ends, over `seeds` bootstrap seeds, of each of 20 draws. For a wrong
     answer that of the case of its draw in which it is farthest away, as one is enough to fail.
     """
-    cases = {few: [draw_scores(np.random.default_rng([few, k]), few=few) for k in range(20)] for few in (False, True)}
+    cases = {
+        few: [draw_scores(np.random.default_rng([few, k]), few=few) for k in range(20)]
+        for few in (False, True)
+    }
     wrong = {
         "not paired": unpaired_interval,
         "quantiles of the data": interval_of_the_data,
@@ -48,13 +51,21 @@ def measure(seeds: int = 40) -> dict:
         return max(abs(want - got) for want, got in ends) / standard_error(case)
 
     def spread(values: list[float]) -> dict:
-        low, middle, high = (round(float(v), 3) for v in (min(values), np.median(values), max(values)))
+        low, middle, high = (
+            round(float(v), 3) for v in (min(values), np.median(values), max(values))
+        )
         return {"min": low, "median": middle, "max": high, "of": len(values)}
 
-    result: dict = {"tolerance": NEAR, "unit": "standard errors of the mean", "resamples": RESAMPLES}
+    result: dict = {
+        "tolerance": NEAR,
+        "unit": "standard errors of the mean",
+        "resamples": RESAMPLES,
+    }
     for few, drawn in cases.items():
         name = "few seeds, skewed" if few else "scores that go together"
-        others = [away(case, paired_interval, 5000 + seed) for case in drawn for seed in range(seeds)]
+        others = [
+            away(case, paired_interval, 5000 + seed) for case in drawn for seed in range(seeds)
+        ]
         result[name] = {"other seeds": spread(others)}
         for label, function in wrong.items():
             result[name][label] = spread([away(case, function, case["seed"]) for case in drawn])

@@ -40,11 +40,18 @@ def one_run(base: str, seed: int) -> dict:
         }
         often: dict[str, Any] = {"eval_every": recipe["updates"], "save_every": recipe["updates"]}
         task = adapters.write_task(base, Path(folder))
-        train(Settings(model=base, task=task, seed=seed, **fixed, **often, **recipe), run, progress=False)
+        train(
+            Settings(model=base, task=task, seed=seed, **fixed, **often, **recipe),
+            run,
+            progress=False,
+        )
         adapters.save_adapter(run, Path(folder) / "adapter")
         contents = {name: (Path(folder) / "adapter" / name).read_bytes() for name in adapters.FILES}
     secret = 1000 + seed % 4  # few, so that the base is seldom evaluated
-    config, claims = adapters.read_config(contents[adapters.CONFIG]), adapters.read_claims(contents[adapters.METRICS])
+    config, claims = (
+        adapters.read_config(contents[adapters.CONFIG]),
+        adapters.read_claims(contents[adapters.METRICS]),
+    )
     fresh, before = adapters.BASES[base].fresh, adapters.base_accuracy(base, secret)
     after = adapters.adapter_accuracy(config, contents[adapters.WEIGHTS], secret)
     pairs = ((claims.before, before), (claims.after, after))
@@ -78,12 +85,20 @@ def main() -> None:
 def summary(rows: list[dict]) -> dict:
     """Smallest, middle and largest value of each base."""
     bases = sorted({row["base"] for row in rows})
-    return {base: {"seeds": sum(row["base"] == base for row in rows)} | _spread(rows, base) for base in bases}
+    return {
+        base: {"seeds": sum(row["base"] == base for row in rows)} | _spread(rows, base)
+        for base in bases
+    }
 
 
 def _spread(rows: list[dict], base: str) -> dict:
-    values = {name: [row[name] for row in rows if row["base"] == base] for name in ("gain", "accuracy", "deviation")}
-    return {name: [min(found), statistics.median(found), max(found)] for name, found in values.items()}
+    values = {
+        name: [row[name] for row in rows if row["base"] == base]
+        for name in ("gain", "accuracy", "deviation")
+    }
+    return {
+        name: [min(found), statistics.median(found), max(found)] for name, found in values.items()
+    }
 
 
 if __name__ == "__main__":

@@ -19,12 +19,17 @@ OVERLAP_RUNS = {
         start_states=4,
         updates=100,
     ),
-    "FrozenLake": Config(env_id="FrozenLake-v1", env_kwargs={"is_slippery": False}, groups=2, updates=200),
+    "FrozenLake": Config(
+        env_id="FrozenLake-v1", env_kwargs={"is_slippery": False}, groups=2, updates=200
+    ),
 }
 
 
 def overlap(
-    runs: Mapping[str, Config] = OVERLAP_RUNS, *, group_sizes: Sequence[int] = (6, 36), progress: bool = True
+    runs: Mapping[str, Config] = OVERLAP_RUNS,
+    *,
+    group_sizes: Sequence[int] = (6, 36),
+    progress: bool = True,
 ) -> Generator[dict, None, bool]:
     """Measure how much a group shares as a policy trains.
 

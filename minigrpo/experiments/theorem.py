@@ -35,7 +35,8 @@ BROKEN = "broken: "  # how the names of cases begin that break an assumption on 
 
 RANDOM_VOCABULARY = 3  # of random groups
 RANDOM_LENGTH = 8  # of random completions at most
-RANDOM_STATES = sum(RANDOM_VOCABULARY**t for t in range(RANDOM_LENGTH))  # every prefix is a state of its own
+# every prefix is a state of its own
+RANDOM_STATES = sum(RANDOM_VOCABULARY**t for t in range(RANDOM_LENGTH))
 
 # Two losses of one group: (logps, old_logps, step_ids, group) → (loss, loss).
 Pair = Callable[[Tensor, Tensor, Tensor, Rollout], tuple[Tensor, Tensor]]
@@ -49,7 +50,13 @@ GroupSource = Callable[[], Iterator[tuple[Rollout, Tensor]]]
 
 
 def outcome_and_process_loss(
-    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout, *, scale: str = "std", **loss_options: Any
+    logps: Tensor,
+    old_logps: Tensor,
+    step_ids: Tensor,
+    group: Rollout,
+    *,
+    scale: str = "std",
+    **loss_options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The two sides of the theorem on one group: the loss of `grpo` and the loss of `prm`, on the same log-probs.
 
@@ -76,7 +83,9 @@ def outcome_and_process_loss(
 def _on_policy(**options: Any) -> Pair:
     """One update a batch (μ = 1): every ratio is 1."""
 
-    def pair(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout) -> tuple[Tensor, Tensor]:
+    def pair(
+        logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+    ) -> tuple[Tensor, Tensor]:
         return outcome_and_process_loss(logps, logps, step_ids, group, **options)
 
     return pair
@@ -85,18 +94,24 @@ def _on_policy(**options: Any) -> Pair:
 def _off_policy(**options: Any) -> Pair:
     """Ratios other than 1: the samples come from an older policy."""
 
-    def pair(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout) -> tuple[Tensor, Tensor]:
+    def pair(
+        logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+    ) -> tuple[Tensor, Tensor]:
         return outcome_and_process_loss(logps, old_logps, step_ids, group, **options)
 
     return pair
 
 
-def _kl(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout) -> tuple[Tensor, Tensor]:
+def _kl(
+    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+) -> tuple[Tensor, Tensor]:
     """With the KL term, towards the policy that sampled."""
     return outcome_and_process_loss(logps, logps, step_ids, group, beta=0.04, ref_logps=old_logps)
 
 
-def _two_sums(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout) -> tuple[Tensor, Tensor]:
+def _two_sums(
+    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+) -> tuple[Tensor, Tensor]:
     """Clipped GRPO summed per step: min(P·a, clip(P)·a) is linear in a on either side of 0, so two sums a step do.
 
     Σ_{i∈λ} min(P·aᵢ, clip(P)·aᵢ) = min(P·A⁺, clip(P)·A⁺) + min(P·A⁻, clip(P)·A⁻),   A± = Σ_{i∈λ} max/min(aᵢ, 0)
@@ -112,7 +127,9 @@ def _two_sums(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
     return outcome, process
 
 
-def _micro_batches(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout) -> tuple[Tensor, Tensor]:
+def _micro_batches(
+    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+) -> tuple[Tensor, Tensor]:
     """Gradient accumulation done wrong: two micro-batches, each divided by its own number of tokens."""
     mask = group.completion_mask
 
@@ -121,7 +138,9 @@ def _micro_batches(logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Ro
         tensors = (logps, logps, advantages, step_weights, mask)
         first = [tensor.tensor_split(2)[0] for tensor in tensors]
         second = [tensor.tensor_split(2)[1] for tensor in tensors]
-        return torch.stack([policy_loss(*half) / 2 for half in (first, second) if half[-1].any()]).sum()
+        return torch.stack(
+            [policy_loss(*half) / 2 for half in (first, second) if half[-1].any()]
+        ).sum()
 
     return loss("grpo"), loss("prm")
 
@@ -144,7 +163,9 @@ ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def theorem(*, groups: int = 300, seed: int = 0, progress: bool = True) -> Generator[dict, None, bool]:
+def theorem(
+    *, groups: int = 300, seed: int = 0, progress: bool = True
+) -> Generator[dict, None, bool]:
     """Compare loss and gradient of `grpo` and `prm` in float64, on random groups, on rollouts, and on the map.
 
         loss_gap = |L_GRPO − L_PRM| / max(‖∇L_GRPO‖, 1e-3)
@@ -170,7 +191,9 @@ def theorem(*, groups: int = 300, seed: int = 0, progress: bool = True) -> Gener
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     cases = list(_cases(groups, seed))
-    for name, policy, source, pair in tqdm(cases, disable=not progress, desc="theorem", unit=" cases", leave=False):
+    for name, policy, source, pair in tqdm(
+        cases, disable=not progress, desc="theorem", unit=" cases", leave=False
+    ):
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's global state
             torch.manual_seed(seed)
             gaps = [_gaps(policy, group, step_ids, pair) for group, step_ids in source()]
@@ -202,13 +225,17 @@ def failures(rows: Sequence[dict]) -> list[str]:
     return failed
 
 
-def _gaps(policy: nn.Module, group: Rollout, step_ids: Tensor, pair: Pair) -> tuple[float, float, float]:
+def _gaps(
+    policy: nn.Module, group: Rollout, step_ids: Tensor, pair: Pair
+) -> tuple[float, float, float]:
     """Loss gap, gradient gap and gradient norm of one group, both losses taken from one forward pass."""
     logps = token_logps(policy(group.states, group.completion_ids), group.completion_ids)
     parameters = list(policy.parameters())
 
     def gradient(loss: Tensor) -> Tensor:
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)]
+        )
 
     outcome_loss, process_loss = pair(logps, group.old_logps, step_ids, group)
     outcome, process = gradient(outcome_loss), gradient(process_loss)
@@ -249,7 +276,12 @@ def _task_cases(seed: int) -> Iterator[Case]:
         for kind in POLICIES:
             envs = make_envs(env_id, 16, **kwargs)
             policy = _policy_for(envs[0], kind, seed)
-            yield f"{task}, {kind}", policy, _rollout_groups(envs, policy, seed, keyed_by_state=False), holds
+            yield (
+                f"{task}, {kind}",
+                policy,
+                _rollout_groups(envs, policy, seed, keyed_by_state=False),
+                holds,
+            )
 
 
 def _slippery_cases(seed: int) -> Iterator[Case]:
@@ -259,8 +291,17 @@ def _slippery_cases(seed: int) -> Iterator[Case]:
     for kind, keyed_by_state in itertools.product(POLICIES, (True, False)):
         envs = make_envs(env_id, 16, **kwargs)
         policy = _policy_for(envs[0], kind, seed)
-        keys = "slippery lake, state and action" if keyed_by_state else "broken: slippery lake, action alone"
-        yield f"{keys}, {kind}", policy, _rollout_groups(envs, policy, seed, keyed_by_state=keyed_by_state), holds
+        keys = (
+            "slippery lake, state and action"
+            if keyed_by_state
+            else "broken: slippery lake, action alone"
+        )
+        yield (
+            f"{keys}, {kind}",
+            policy,
+            _rollout_groups(envs, policy, seed, keyed_by_state=keyed_by_state),
+            holds,
+        )
 
 
 def _map_cases(groups: int, seed: int) -> Iterator[Case]:
@@ -279,7 +320,9 @@ def _policy_for(env: gymnasium.Env, kind: str, seed: int) -> nn.Module:
     return _random_policy(kind, int(env.observation_space.n), int(env.action_space.n), seed)
 
 
-def _random_policy(kind: str, num_states: int, num_actions: int, seed: int, **options: Any) -> nn.Module:
+def _random_policy(
+    kind: str, num_states: int, num_actions: int, seed: int, **options: Any
+) -> nn.Module:
     """A policy near the uniform one with noise on every weight, so that it finds rewards and no gradient is special."""
     policy = make_policy(kind, num_states, num_actions, seed=seed, **options)
     generator = torch.Generator().manual_seed(seed)
@@ -337,10 +380,15 @@ def _rollout_groups(
             group = sample_group(envs, policy, generator=generator, start_seed=start_seed)
             if (group.rewards == group.rewards[0]).all():
                 continue
-            yield group, state_action_ids(group, num_actions) if keyed_by_state else group.completion_ids
+            yield (
+                group,
+                state_action_ids(group, num_actions) if keyed_by_state else group.completion_ids,
+            )
             taken += 1
             if taken == count:
                 return
-        raise RuntimeError(f"only {taken} of 1000 groups of {envs[0].spec.id} had rewards that differ")
+        raise RuntimeError(
+            f"only {taken} of 1000 groups of {envs[0].spec.id} had rewards that differ"
+        )
 
     return groups

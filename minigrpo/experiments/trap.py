@@ -29,11 +29,13 @@ from minigrpo.stats import interval
 from minigrpo.trainer import OPTIMIZERS
 
 COMPARED = ("grpo", "lambda_grpo")
-MATCHED = "grpo_matched"  # GRPO with each gradient scaled to the norm that λ-GRPO's has on the same samples
+# GRPO with each gradient scaled to the norm that λ-GRPO's has on the same samples
+MATCHED = "grpo_matched"
 CELLS = tuple(TABLE1)  # (n, r_neg)
 POOLED = ((1, None), (2, None))  # the three cells of each n, taken together
 
-LEARNING_RATES = {  # chosen after a look at several, so that the lead shows: `table1 --controls` says how it depends
+# chosen after a look at several, so that the lead shows: `table1 --controls` says how it depends
+LEARNING_RATES = {
     ("tabular", "sgd"): 20.0,
     ("tabular", "adam"): 0.1,
     ("mlp", "sgd"): 0.3,
@@ -41,7 +43,8 @@ LEARNING_RATES = {  # chosen after a look at several, so that the lead shows: `t
     ("transformer", "sgd"): 0.03,
     ("transformer", "adam"): 1e-3,
 }
-SWEEP = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # factors on the learning rate of the main comparison
+# factors on the learning rate of the main comparison
+SWEEP = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADAM_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -55,7 +58,9 @@ class TrapConfig:
     group_size: int = setting(16, "G, completions of a group")
     depth: int = setting(4, "of the tree, T")
     updates: int = setting(250, "rounds of sampling, at least 50")
-    window: int = setting(50, "the score is the target's frequency in the samples of this many last updates")
+    window: int = setting(
+        50, "the score is the target's frequency in the samples of this many last updates"
+    )
 
 
 DEFAULT_TRAP = TrapConfig()
@@ -108,15 +113,24 @@ def train_trap(
     """
     check_choice("objective", objective, [*OBJECTIVES, MATCHED])
     paths, nodes = _leaves(config.depth)  # (leaves, T)
-    envs = [PathTreeEnv(config.depth, n, r_neg, target_seed=seed) for n, r_neg in cells for seed in seeds]
+    envs = [
+        PathTreeEnv(config.depth, n, r_neg, target_seed=seed)
+        for n, r_neg in cells
+        for seed in seeds
+    ]
     runs = len(envs)
-    leaf_rewards = torch.tensor([[env.outcome(path) for path in paths.tolist()] for env in envs], dtype=torch.float64)
-    targets = torch.tensor([paths.tolist().index(list(env.target)) for env in envs]).unsqueeze(1)  # (runs, 1)
+    leaf_rewards = torch.tensor(
+        [[env.outcome(path) for path in paths.tolist()] for env in envs], dtype=torch.float64
+    )
+    # (runs, 1)
+    targets = torch.tensor([paths.tolist().index(list(env.target)) for env in envs]).unsqueeze(1)
     draws = torch.stack([_uniform(seed, config.updates, config.group_size) for seed in seeds])
     draws = draws.repeat(len(cells), 1, 1)  # (runs, updates, G)
 
     # One policy a run, its weights stacked: each weight is (runs, …).
-    policies = [make_policy(config.policy, 2 ** (config.depth + 1) - 1, 2, seed=seed) for seed in seeds] * len(cells)
+    policies = [
+        make_policy(config.policy, 2 ** (config.depth + 1) - 1, 2, seed=seed) for seed in seeds
+    ] * len(cells)
     weights, _ = torch.func.stack_module_state(policies)
     optimizer = OPTIMIZERS[config.optimizer](weights.values(), lr=config.learning_rate)
     forward = vmap(lambda own: functional_call(policies[0], own, (nodes, paths)))
@@ -126,7 +140,8 @@ def train_trap(
         # 1. Sample G leaves a run, by the exact probabilities of all of them.
         leaf_logps = token_logps(forward(weights), paths.expand(runs, -1, -1))  # (runs, leaves, T)
         leaves = _draw_leaves(leaf_logps.detach(), draws[:, update])  # (runs, G)
-        logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, config.depth))  # (runs, G, T)
+        # (runs, G, T)
+        logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, config.depth))
         rewards = leaf_rewards.gather(1, leaves)  # (runs, G)
 
         # 2. The gradient of each run's own loss; 3. one step of all of them.
@@ -137,7 +152,9 @@ def train_trap(
         hits[:, update] = (leaves == targets).double().mean(dim=1)
         progress()
     if not all(weight.isfinite().all() for weight in weights.values()):
-        raise ValueError(f"learning_rate {config.learning_rate:g} broke the run: a weight is no longer finite")
+        raise ValueError(
+            f"learning_rate {config.learning_rate:g} broke the run: a weight is no longer finite"
+        )
     return hits.view(len(cells), len(seeds), config.updates)
 
 
@@ -163,7 +180,11 @@ def _draw_leaves(leaf_logps: Tensor, draws: Tensor) -> Tensor:
 
 
 def _gradient(
-    objective: str, weights: dict[str, Tensor], logps: Tensor, rewards: Tensor, completion_ids: Tensor
+    objective: str,
+    weights: dict[str, Tensor],
+    logps: Tensor,
+    rewards: Tensor,
+    completion_ids: Tensor,
 ) -> list[Tensor]:
     """The gradient of each run's own loss, for each weight (runs, …)."""
     if objective != MATCHED:
@@ -175,7 +196,11 @@ def _gradient(
 
 
 def _loss_gradient(
-    objective: str, weights: dict[str, Tensor], logps: Tensor, rewards: Tensor, completion_ids: Tensor
+    objective: str,
+    weights: dict[str, Tensor],
+    logps: Tensor,
+    rewards: Tensor,
+    completion_ids: Tensor,
 ) -> list[Tensor]:
     """Runs share no weight, so the gradient of the sum of their losses is that of each."""
     mask = torch.ones_like(completion_ids, dtype=torch.bool)
@@ -223,7 +248,10 @@ def run_trap(
         try:
             for first in range(0, seeds, chunk):
                 part = range(first, min(first + chunk, seeds))
-                hits = [train_trap(config, objective, part, progress=bar.update) for objective in objectives]
+                hits = [
+                    train_trap(config, objective, part, progress=bar.update)
+                    for objective in objectives
+                ]
                 for objective, hit in zip(objectives, hits, strict=True):
                     done[objective].append(hit)
         except KeyboardInterrupt:
@@ -285,14 +313,20 @@ def table1_controls(
         ValueError: as `run_trap`.
     """
     adam = dataclasses.replace(config, policy="tabular", optimizer="adam")
-    swept = [("learning rates", config, config.learning_rate * f, ("grpo", MATCHED, "lambda_grpo")) for f in SWEEP]
+    swept = [
+        ("learning rates", config, config.learning_rate * f, ("grpo", MATCHED, "lambda_grpo"))
+        for f in SWEEP
+    ]
     under_adam = [("tabular, adam", adam, lr, COMPARED) for lr in ADAM_SWEEP]
     for control, settings, lr, objectives in (*swept, *under_adam):
         settings = dataclasses.replace(settings, learning_rate=lr)
         hits = run_trap(settings, objectives, seeds, progress=progress)
         if not is_whole(hits, seeds):
             return False
-        for rows, differences in (trap_rows(hits, settings), trap_rows(pool(hits), settings, POOLED)):
+        for rows, differences in (
+            trap_rows(hits, settings),
+            trap_rows(pool(hits), settings, POOLED),
+        ):
             yield from ({"control": control} | row for row in rows + differences)
     return True
 
@@ -321,7 +355,10 @@ def trap_rows(
         ci_high}. And differences, one for each cell and later objective, paired with the first: the same keys, but
         `difference` for `objective`; the interval is taken over the seeds' own differences.
     """
-    scores = {objective: hit[..., -config.window :].mean(dim=-1).numpy() for objective, hit in hits.items()}
+    scores = {
+        objective: hit[..., -config.window :].mean(dim=-1).numpy()
+        for objective, hit in hits.items()
+    }
     first, *others = scores
     label = {"policy": config.policy, "optimizer": config.optimizer, "lr": config.learning_rate}
     rows, differences = [], []
@@ -331,5 +368,7 @@ def trap_rows(
             rows.append(cell | {"objective": objective} | label | interval(score[c]))
         for other in others:
             paired = scores[other][c] - scores[first][c]  # (seeds,)
-            differences.append(cell | {"difference": f"{other} − {first}"} | label | interval(paired))
+            differences.append(
+                cell | {"difference": f"{other} − {first}"} | label | interval(paired)
+            )
     return rows, differences

@@ -32,11 +32,16 @@ OLDEST, BEYOND = "0.29.0", "1.17"  # of TRL: from the first; tested below the se
 try:
     found = Version(metadata.version("trl"))
 except metadata.PackageNotFoundError as error:
-    raise ModuleNotFoundError(f'trl is not installed: pip install "trl>={OLDEST},<{BEYOND}"', name="trl") from error
+    raise ModuleNotFoundError(
+        f'trl is not installed: pip install "trl>={OLDEST},<{BEYOND}"', name="trl"
+    ) from error
 if found < Version(OLDEST):
     raise ImportError(f'trl {found} is not supported: pip install "trl>={OLDEST},<{BEYOND}"')
 if found.release >= Version(BEYOND).release:
-    warnings.warn(f"trl {found} is newer than what was tested, below {BEYOND}: run tests/test_trl.py", stacklevel=2)
+    warnings.warn(
+        f"trl {found} is newer than what was tested, below {BEYOND}: run tests/test_trl.py",
+        stacklevel=2,
+    )
 
 from datasets import Dataset, IterableDataset  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
@@ -44,10 +49,14 @@ from trl import GRPOTrainer  # noqa: E402
 
 WEIGHTS = "tool_mask"  # the key of TRL's batch under which the weights travel
 
-OBJECTIVES = {  # (advantages (P, G), completion_ids, completion_mask (P, G, T)) → advantages, step_weights, (P, G, T)
+# (advantages (P, G), completion_ids, completion_mask (P, G, T)) → advantages, step_weights, (P, G, T)
+OBJECTIVES = {
     "grpo": lambda a, ids, mask: (a.unsqueeze(-1) * mask, mask.to(a)),
     "prm": lambda a, ids, mask: (step_mean(a, ids, mask), mask.to(a)),
-    "lambda_grpo": lambda a, ids, mask: (a.unsqueeze(-1) * mask, mask.to(a) / step_sizes(ids, mask).clamp(min=1)),
+    "lambda_grpo": lambda a, ids, mask: (
+        a.unsqueeze(-1) * mask,
+        mask.to(a) / step_sizes(ids, mask).clamp(min=1),
+    ),
 }
 
 REQUIRED = {  # what makes a token's term depend on other tokens, or the denominator on the weights
@@ -69,7 +78,9 @@ def check_arguments(objective: str, given: dict[str, Any]) -> None:
     check_choice("objective", objective, OBJECTIVES)
     for name in ("tools", "environment_factory"):
         if given.get(name):
-            raise ValueError(f"{name} must be left out: a tool's tokens are no process steps, got {given[name]!r}")
+            raise ValueError(
+                f"{name} must be left out: a tool's tokens are no process steps, got {given[name]!r}"
+            )
     dataset, other, args = given.get("train_dataset"), given.get("eval_dataset"), given.get("args")
     check_columns("train_dataset", dataset)
     for evaluated in other.values() if isinstance(other, dict) else [other]:
@@ -77,25 +88,35 @@ def check_arguments(objective: str, given: dict[str, Any]) -> None:
     if args is None:
         return
     prompts = args.generation_batch_size // args.num_generations
-    if isinstance(dataset, Dataset) and len(dataset) < prompts:  # TRL would stop at once and say that it is done
-        raise ValueError(f"train_dataset must hold the {prompts} prompts of a generation at least, got {len(dataset)}")
+    # TRL would stop at once and say that it is done
+    if isinstance(dataset, Dataset) and len(dataset) < prompts:
+        raise ValueError(
+            f"train_dataset must hold the {prompts} prompts of a generation at least, got {len(dataset)}"
+        )
     for name, value in REQUIRED.items():
         if (got := vars(args).get(name, value)) != value:  # older versions lack some
             raise ValueError(f"{name} must be {value!r} for the process objectives, got {got!r}")
     if args.use_vllm and args.vllm_importance_sampling_correction:
-        mode, per_token = args.vllm_importance_sampling_mode, ("token_truncate", "token_mask")  # others: per completion
+        # others: per completion
+        mode, per_token = args.vllm_importance_sampling_mode, ("token_truncate", "token_mask")
         check_choice("vllm_importance_sampling_mode", mode, per_token)
     if args.beta and args.use_bias_correction_kl:
-        warnings.warn("use_bias_correction_kl is on, TRL's default: the paper's KL needs False", stacklevel=3)
+        warnings.warn(
+            "use_bias_correction_kl is on, TRL's default: the paper's KL needs False", stacklevel=3
+        )
 
 
 def check_columns(name: str, dataset: Any) -> None:
     """Require a data set with prompts. Raises ValueError."""
     if not isinstance(dataset, Dataset | IterableDataset | None):
-        raise ValueError(f"{name} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}")
+        raise ValueError(
+            f"{name} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}"
+        )
     columns = dataset and dataset.column_names  # a stream may not know
     if columns and "prompt" not in columns:
-        raise ValueError(f"{name} must have a column 'prompt', got {', '.join(columns)}: rename one")
+        raise ValueError(
+            f"{name} must have a column 'prompt', got {', '.join(columns)}: rename one"
+        )
 
 
 class GenerationBoundary(TrainerCallback):
@@ -104,14 +125,18 @@ class GenerationBoundary(TrainerCallback):
     Evaluations too where the best is looked for: it would else be of weights that no checkpoint has.
     """
 
-    late, sampler = frozenset(), None  # what waits for its generation's end; TRL's order of the data
+    # what waits for its generation's end; TRL's order of the data
+    late, sampler = frozenset(), None
 
     def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
         epochs, inside = self.place(args, state, train_dataloader)
         if inside:
-            raise ValueError(f"resume_from_checkpoint must be a generation's end, update {state.global_step} is not")
+            raise ValueError(
+                f"resume_from_checkpoint must be a generation's end, update {state.global_step} is not"
+            )
         for sampler in [self.sampler] * epochs if self.sampler else ():
-            next(iter(sampler))  # TRL draws the order of every epoch from one stream, and begins it anew
+            # TRL draws the order of every epoch from one stream, and begins it anew
+            next(iter(sampler))
 
     def on_step_end(self, args, state, control, train_dataloader, **kwargs):
         moved = ("should_save", "should_evaluate")[: 2 if args.metric_for_best_model else 1]
@@ -122,9 +147,13 @@ class GenerationBoundary(TrainerCallback):
 
     def place(self, args, state, batches) -> tuple[int, int]:
         """The epochs done, and the batches since a generation began; an epoch's last update may have fewer batches."""
-        updates = -(-len(batches) // args.gradient_accumulation_steps) if self.sampler else args.max_steps
+        updates = (
+            -(-len(batches) // args.gradient_accumulation_steps) if self.sampler else args.max_steps
+        )
         done = state.global_step % updates * args.gradient_accumulation_steps
-        return state.global_step // updates, done % (args.steps_per_generation * args.num_iterations)
+        return state.global_step // updates, done % (
+            args.steps_per_generation * args.num_iterations
+        )
 
 
 class ProcessGRPOTrainer(GRPOTrainer):
@@ -134,9 +163,12 @@ class ProcessGRPOTrainer(GRPOTrainer):
     """
 
     def __init__(self, *arguments: Any, objective: str = "lambda_grpo", **keywords: Any) -> None:
-        check_arguments(objective, inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments)
+        check_arguments(
+            objective, inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments
+        )
         self.objective, self._boundary = objective, GenerationBoundary()
-        self._forward, self._again = None, False  # the last forward pass, and whether to take it again
+        # the last forward pass, and whether to take it again
+        self._forward, self._again = None, False
         super().__init__(*arguments, **keywords)
         self.add_callback(self._boundary)
 
@@ -148,25 +180,40 @@ class ProcessGRPOTrainer(GRPOTrainer):
         """Add each token's advantage and weight to the scored batch; a step needs its whole group, on all processes."""
         batch = super()._generate_and_score_completions(inputs)
         if WEIGHTS in batch:
-            raise ValueError("rollout_func must return no env_mask: another's tokens are no process steps")
-        gather, pad = self.accelerator.gather, self.accelerator.pad_across_processes  # with 0, to the longest T
-        ids, mask = (gather(pad(batch[name], dim=1)) for name in ("completion_ids", "completion_mask"))
+            raise ValueError(
+                "rollout_func must return no env_mask: another's tokens are no process steps"
+            )
+        # with 0, to the longest T
+        gather, pad = self.accelerator.gather, self.accelerator.pad_across_processes
+        ids, mask = (
+            gather(pad(batch[name], dim=1)) for name in ("completion_ids", "completion_mask")
+        )
         if not mask.any():  # all were cut off, and mask_truncated_completions is on
             return batch
         G = self.num_generations if self.model.training else self.num_generations_eval
         a = gather(batch["advantages"]).view(-1, G)
-        objective = OBJECTIVES[self.objective](a, ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool())
+        objective = OBJECTIVES[self.objective](
+            a, ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool()
+        )
         B, T = batch["completion_ids"].shape
-        mine = (value.flatten(0, 1).split(B)[self.accelerator.process_index][:, :T] for value in objective)
+        mine = (
+            value.flatten(0, 1).split(B)[self.accelerator.process_index][:, :T]
+            for value in objective
+        )
         return batch | dict(zip(("advantages", WEIGHTS), mine, strict=True))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of the weighted terms, and its metrics of the unweighted ones."""
-        metrics, self._metrics = self._metrics, {"train": defaultdict(list), "eval": defaultdict(list)}
+        metrics, self._metrics = (
+            self._metrics,
+            {"train": defaultdict(list), "eval": defaultdict(list)},
+        )
         loss = super()._compute_loss(model, inputs)
         self._metrics, self._again = metrics, True
         with torch.no_grad():
-            super()._compute_loss(model, {name: value for name, value in inputs.items() if name != WEIGHTS})
+            super()._compute_loss(
+                model, {name: value for name, value in inputs.items() if name != WEIGHTS}
+            )
         self._forward, self._again = None, False
         return loss
 

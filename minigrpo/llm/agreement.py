@@ -17,9 +17,11 @@ from minigrpo.llm.models import reason_of
 from minigrpo.llm.sampling import Samples, completion_logps, window_of
 from minigrpo.llm.settings import Settings
 
-MAX_GAP = {"float32": 1e-3, "bfloat16": 0.5}  # nats, on random tokens, where a wrong mask is off by more than 1
+# nats, on random tokens, where a wrong mask is off by more than 1
+MAX_GAP = {"float32": 1e-3, "bfloat16": 0.5}
 LAYERS = {"full_attention", "sliding_attention", "global"}  # kinds of layers that take any mask
-ATTENTIONS = {"sdpa", TREE, "eager", "flex_attention"}  # implementations that take a mask of ancestors
+# implementations that take a mask of ancestors
+ATTENTIONS = {"sdpa", TREE, "eager", "flex_attention"}
 
 
 def usable_forwards(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...], str]:
@@ -52,7 +54,9 @@ def _check_head(model: PreTrainedModel, settings: Settings, samples: Samples) ->
     expected = completion_logps(model, samples, slice(None)).view_as(samples.old_logps)
     gap = _gap(padded_logps(model, samples), expected, samples)
     if math.isnan(gap):
-        raise ValueError(f"{type(model).__name__} gives log-probs that are no numbers: its weights may be broken")
+        raise ValueError(
+            f"{type(model).__name__} gives log-probs that are no numbers: its weights may be broken"
+        )
     if gap > MAX_GAP[settings.dtype]:
         raise ValueError(
             f"{type(model).__name__} does more to its logits than its head, in a way unknown here: log-probs differ by "
@@ -60,39 +64,56 @@ def _check_head(model: PreTrainedModel, settings: Settings, samples: Samples) ->
         )
 
 
-def _fitting(model: PreTrainedModel, settings: Settings, samples: Samples) -> tuple[tuple[str, ...], str]:
+def _fitting(
+    model: PreTrainedModel, settings: Settings, samples: Samples
+) -> tuple[tuple[str, ...], str]:
     """The forwards that a model's kind allows, and in which it agrees with itself."""
     if reason := _unfit(model, settings, samples):
         return ("padded",), reason
     names = tuple(
-        name for name, forward in FORWARDS.items() if not (forward.needs_cache and settings.gradient_checkpointing)
+        name
+        for name, forward in FORWARDS.items()
+        if not (forward.needs_cache and settings.gradient_checkpointing)
     )
     try:
         gap = disagreement(model, samples, names)
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # what a model says of a mask it can't read
+    # what a model says of a mask it can't read
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
         return ("padded",), f"the model takes no mask of ancestors ({reason_of(error)})"
     limit = MAX_GAP[settings.dtype]
     if not gap <= limit:  # not even where it is NaN
-        return ("padded",), f"the ways' log-probs of one group differ by {gap:.1g} nats, above {limit:g}"
-    reason = "gradient checkpointing drops the cache that is to be shared" if len(names) < len(FORWARDS) else ""
+        return (
+            "padded",
+        ), f"the ways' log-probs of one group differ by {gap:.1g} nats, above {limit:g}"
+    reason = (
+        "gradient checkpointing drops the cache that is to be shared"
+        if len(names) < len(FORWARDS)
+        else ""
+    )
     return names, reason
 
 
 def _unfit(model: PreTrainedModel, settings: Settings, samples: Samples) -> str:
     """Why a model can only be trained padded; "" where nothing speaks against the others."""
     config = model.config.get_text_config()
-    layers = {*(getattr(config, "layer_types", None) or []), *(getattr(config, "attention_layers", None) or [])}
+    layers = {
+        *(getattr(config, "layer_types", None) or []),
+        *(getattr(config, "attention_layers", None) or []),
+    }
     other = layers - LAYERS
     if other:
-        return f"the model has layers of another kind than full attention: {', '.join(sorted(other))}"
+        return (
+            f"the model has layers of another kind than full attention: {', '.join(sorted(other))}"
+        )
     attention = model.config._attn_implementation
     if attention not in ATTENTIONS:
         return f"attention {attention!r} takes no mask of ancestors"
     if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window_of(model):
         return f"the model's sliding window of {window_of(model)} tokens is too short"
-    if settings.lora_dropout or draws_dropout(model, samples):  # new adapters add nothing yet, with dropout or without
+    # new adapters add nothing yet, with dropout or without
+    if settings.lora_dropout or draws_dropout(model, samples):
         return "dropout is active, and draws for each row"
     return ""
 
@@ -104,7 +125,8 @@ def probe(model: PreTrainedModel) -> Samples:
     prompts = torch.randint(0, vocabulary, (2, 5), generator=generator)
     prompt_mask = torch.arange(5) >= torch.tensor([[0], [2]])
     ids = torch.randint(0, vocabulary, (2, 4, 7), generator=generator)
-    ids[:, 1, :3] = ids[:, 0, :3]  # the second completion shares three tokens with the first, the third one
+    # the second completion shares three tokens with the first, the third one
+    ids[:, 1, :3] = ids[:, 0, :3]
     ids[:, 2, :1] = ids[:, 0, :1]
     lengths = torch.tensor([[7, 6, 7, 4], [5, 7, 7, 7]])
     mask = torch.arange(7) < lengths.unsqueeze(2)

@@ -54,7 +54,11 @@ def all_problems(split: str) -> tuple[Problem, ...]:
     check_choice("split", split, SPLITS)
     numbers = range(LARGEST + 1)
     everything = itertools.product(numbers, OPERATIONS, numbers, OPERATIONS, numbers)
-    return tuple(problem for parts in everything if split_of((problem := make_problem(*parts)).prompt) == split)
+    return tuple(
+        problem
+        for parts in everything
+        if split_of((problem := make_problem(*parts)).prompt) == split
+    )
 
 
 def problems(split: str, seed: int, n: int) -> list[Problem]:
@@ -69,5 +73,7 @@ def problems(split: str, seed: int, n: int) -> list[Problem]:
     """
     everything = all_problems(split)
     if not 1 <= n <= len(everything):
-        raise ValueError(f"n must be from 1 to {len(everything)}, as the {split} split holds no more, got {n}")
+        raise ValueError(
+            f"n must be from 1 to {len(everything)}, as the {split} split holds no more, got {n}"
+        )
     return random.Random(f"{split} {seed}").sample(everything, n)

@@ -38,7 +38,9 @@ def _checked(arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe every command and option."""
-    parser = argparse.ArgumentParser(prog="python -m minigrpo llm", description="The objectives on language models.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minigrpo llm", description="The objectives on language models."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -48,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=call, json=None)
         if json:
             sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-        sub.add_argument("--quiet", action="store_true", help="no progress bar, no word on what was found")
+        sub.add_argument(
+            "--quiet", action="store_true", help="no progress bar, no word on what was found"
+        )
         return sub
 
     sub = command("train", _train, "fine-tune a model with a verifiable reward")
@@ -56,20 +60,39 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, help="the run's folder")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
 
-    sub = command("eval", _eval, "accuracy of a run's last checkpoint, or of a model, on held-out problems")
-    sub.add_argument(
-        "--run", dest="run_folder", type=Path, metavar="DIR", help="a run's folder: its settings and weights"
+    sub = command(
+        "eval", _eval, "accuracy of a run's last checkpoint, or of a model, on held-out problems"
     )
-    _add_settings(sub, only=("model", "task", "max_new_tokens", "eval_size", "train_size", "device", "seed"))
-    sub.add_argument("--samples", type=int, default=1, help="n completions a problem, for pass@k up to n (default 1)")
+    sub.add_argument(
+        "--run",
+        dest="run_folder",
+        type=Path,
+        metavar="DIR",
+        help="a run's folder: its settings and weights",
+    )
+    _add_settings(
+        sub, only=("model", "task", "max_new_tokens", "eval_size", "train_size", "device", "seed")
+    )
+    sub.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        help="n completions a problem, for pass@k up to n (default 1)",
+    )
     # Not the setting of that name: its default is greedy.
     text = "0 is greedy (default: 0 for one sample, that of the settings for more)"
     sub.add_argument("--temperature", dest="eval_temperature", type=float, help=text)
 
-    sub = command("theorem", _theorem, "grpo and prm give one gradient on the whole model, on its own samples")
-    _add_settings(sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed"))
+    sub = command(
+        "theorem", _theorem, "grpo and prm give one gradient on the whole model, on its own samples"
+    )
+    _add_settings(
+        sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed")
+    )
 
-    sub = command("overlap", _overlap, "how much the completions of a run's groups shared as it trained")
+    sub = command(
+        "overlap", _overlap, "how much the completions of a run's groups shared as it trained"
+    )
     sub.add_argument("run_folder", type=Path, help="a run's folder")
     sub.add_argument("--out", type=Path, help="draw it there too: a .png or .svg file")
     sub.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -78,17 +101,40 @@ def build_parser() -> argparse.ArgumentParser:
         "step, which are those it shares on the way; step size: the mean of |λ|, from 1 (nothing shared) to G"
     )
 
-    sub = command("compare", _compare, "train objectives with paired seeds; finished runs are skipped")
+    sub = command(
+        "compare", _compare, "train objectives with paired seeds; finished runs are skipped"
+    )
     _add_settings(sub, without=("objective", "learning_rate", "seed"))
     sub.add_argument("--out", type=Path, required=True, help="the folder of the runs' folders")
-    sub.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["grpo", "lambda_grpo"], help="to compare")
-    sub.add_argument("--learning-rates", type=float, nargs="+", help="each with every objective; default: the preset's")
+    sub.add_argument(
+        "--objectives",
+        nargs="+",
+        choices=OBJECTIVES,
+        default=["grpo", "lambda_grpo"],
+        help="to compare",
+    )
+    sub.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        help="each with every objective; default: the preset's",
+    )
     sub.add_argument("--seeds", type=int, default=5, help="paired seeds (default 5)")
-    sub.add_argument("--csv", type=Path, metavar="FILE", help="write the curves there: a line an evaluation of a run")
+    sub.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write the curves there: a line an evaluation of a run",
+    )
 
     text = "draw accuracy and reward of runs over updates, with the mean and interval of seeds"
     sub = command("plot", _plot, text, json=False)
-    sub.add_argument("runs", type=Path, nargs="+", help="folders of runs, folders of such folders, or compare's --csv")
+    sub.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="folders of runs, folders of such folders, or compare's --csv",
+    )
     sub.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
 
     sub = command("table2", None, "the paper's Table 2: five benchmarks of mathematics", json=False)
@@ -96,13 +142,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
+def _add_settings(
+    parser: argparse.ArgumentParser, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> None:
     """An option for each setting; those that are not given come from the preset."""
     lines = [f"  {name:<13}{preset.needs}" for name, preset in PRESETS.items()]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(["presets, with what they need; the defaults in brackets are those of cpu:", *lines])
-    parser.add_argument("--threads", type=int, help="torch's threads; default: 1 for tiny, else torch's own number")
-    parser.add_argument("--preset", choices=PRESETS, help="where settings that are not given come from (default cpu)")
+    parser.epilog = "\n".join(
+        ["presets, with what they need; the defaults in brackets are those of cpu:", *lines]
+    )
+    parser.add_argument(
+        "--threads", type=int, help="torch's threads; default: 1 for tiny, else torch's own number"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="where settings that are not given come from (default cpu)",
+    )
     add_options(parser, Settings, only=only, without=without)
     if not only or "forward" in only:  # its name before it was --forward
         parser.add_argument("--update", dest="forward", help=argparse.SUPPRESS)
@@ -168,7 +224,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     folder = arguments.run_folder
     if folder and (arguments.model or arguments.preset):
-        raise ValueError(f"--run {folder} has a model and settings of its own: leave out --model and --preset")
+        raise ValueError(
+            f"--run {folder} has a model and settings of its own: leave out --model and --preset"
+        )
     settings = _settings(arguments, read_settings(folder) if folder else None)
     _set_threads(arguments, settings)
     task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
@@ -194,7 +252,11 @@ def _eval(arguments: argparse.Namespace) -> int:
         temperature=temperature,
         seed=settings.seed,
     )
-    how = f"at temperature {temperature:g}, {arguments.samples} a problem" if temperature else "greedy"
+    how = (
+        f"at temperature {temperature:g}, {arguments.samples} a problem"
+        if temperature
+        else "greedy"
+    )
     print(
         f"{name} on {settings.task}, {how}: accuracy {result['accuracy']:.3f} "
         f"[{result['ci_low']:.3f}, {result['ci_high']:.3f}] over {result['problems']} held-out problems"
@@ -284,7 +346,9 @@ def _compare(arguments: argparse.Namespace) -> int:
             write_text(arguments.csv, curves_csv(runs))
         if arguments.json:
             rows = [{name: value for name, value in row.items() if name != "curve"} for row in runs]
-            write_json(arguments.json, {"rows": rows, "differences": compared, "finished": finished})
+            write_json(
+                arguments.json, {"rows": rows, "differences": compared, "finished": finished}
+            )
     if not finished:
         print("stopped early: go on with the same command", file=sys.stderr)
     return 0 if finished else INTERRUPTED

@@ -51,8 +51,14 @@ def evaluate(
     Source: pass@k of Chen et al. 2021, arXiv 2107.03374; interval of Wilson 1927.
     """
     if samples < 1 or (temperature == 0 and samples > 1):
-        raise ValueError(f"samples must be at least 1, and 1 where temperature is 0 (greedy), got {samples}")
-    heldout = task.heldout if problems is None else task.heldout.select(range(min(problems, len(task.heldout))))
+        raise ValueError(
+            f"samples must be at least 1, and 1 where temperature is 0 (greedy), got {samples}"
+        )
+    heldout = (
+        task.heldout
+        if problems is None
+        else task.heldout.select(range(min(problems, len(task.heldout))))
+    )
     prompts = encode_prompts(tokenizer, heldout["prompt"], task.system_prompt)
     check_prompts(model, "held-out", heldout["prompt"], prompts, max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
@@ -85,7 +91,13 @@ def counted(right: Sequence[int], samples: int) -> dict[str, float]:
         return total / size, *wilson(total, size)
 
     accuracy, low, high = mean(1)
-    result = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "problems": size, "samples": samples}
+    result = {
+        "accuracy": accuracy,
+        "ci_low": low,
+        "ci_high": high,
+        "problems": size,
+        "samples": samples,
+    }
     for k in (2**e for e in range(samples.bit_length())):
         names = (f"pass@{k}", f"pass@{k}_ci_low", f"pass@{k}_ci_high")
         result |= dict(zip(names, mean(k), strict=True))

@@ -55,7 +55,9 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
     scored = _group_with_gradient(loaded, task, settings, min(tries, len(task.train)))
 
     samples, mask = scored.samples, scored.samples.completion_mask
-    logps = completion_logps(model, samples, slice(None), temperature=settings.temperature).view_as(samples.old_logps)
+    logps = completion_logps(model, samples, slice(None), temperature=settings.temperature).view_as(
+        samples.old_logps
+    )
     weights = list(model.parameters())
     sides = {}
     for name, objective in OBJECTIVES.items():
@@ -85,7 +87,9 @@ def _group_with_gradient(loaded: LoadedModel, task: Task, settings: Settings, tr
         )
         if (scored.rewards != scored.rewards[0, 0]).any():
             return scored
-    raise ValueError(f"none of {tries} groups had rewards that differ: take another task or temperature")
+    raise ValueError(
+        f"none of {tries} groups had rewards that differ: take another task or temperature"
+    )
 
 
 def _compared(case: str, loss: float, gradient: Tensor, other_loss: float, other: Tensor) -> dict:
@@ -99,7 +103,9 @@ def _compared(case: str, loss: float, gradient: Tensor, other_loss: float, other
     }
 
 
-def _text_tree(tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, rewards: Tensor) -> ProcessTree:
+def _text_tree(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, rewards: Tensor
+) -> ProcessTree:
     """The tree of a group, int and bool (G, T) and float (G,), with its tokens as text."""
     texts = []
     for row, length in zip(ids.tolist(), mask.sum(dim=1).tolist(), strict=True):
@@ -192,7 +198,9 @@ def summary(rows: Sequence[dict]) -> dict:
     accuracies = [accuracy for _, accuracy in evaluated]
     first, last = accuracies[0], accuracies[-1]
     best = float(np.max(accuracies))
-    updates_to_90 = next(update for update, accuracy in evaluated if accuracy >= first + 0.9 * (best - first))
+    updates_to_90 = next(
+        update for update, accuracy in evaluated if accuracy >= first + 0.9 * (best - first)
+    )
     shared = {name: float(np.mean([row[name] for row in rows])) for name in OVERLAP}
     return {"first": first, "best": best, "last": last, "updates_to_90": updates_to_90} | shared
 
@@ -208,7 +216,9 @@ def curve(rows: Sequence[dict]) -> list[dict]:
         rewards.append(row["reward"])
         if "eval_accuracy" in row:
             reward = float(np.mean(rewards))
-            points.append({"update": row["update"], "eval_accuracy": row["eval_accuracy"], "reward": reward})
+            points.append(
+                {"update": row["update"], "eval_accuracy": row["eval_accuracy"], "reward": reward}
+            )
             rewards = []
     return points
 
@@ -229,7 +239,8 @@ def differences(rows: Sequence[dict]) -> list[dict]:
         A row for each pair and measure (the last and best accuracy, updates to 90%): {difference, learning_rates (of
         both), at: "each rate" or "best rates", measure, seeds, mean, ci_low, ci_high}: 95%, paired bootstrap.
     """
-    by_setting: dict[tuple[str, float], dict[int, dict]] = {}  # objective and learning rate → seed → row
+    # objective and learning rate → seed → row
+    by_setting: dict[tuple[str, float], dict[int, dict]] = {}
     for row in rows:
         by_setting.setdefault((row["objective"], row["learning_rate"]), {})[row["seed"]] = row
     first, *others = dict.fromkeys(objective for objective, _ in by_setting)
@@ -238,7 +249,9 @@ def differences(rows: Sequence[dict]) -> list[dict]:
         for at, ours, theirs in _paired_rates(by_setting, first, other):
             same = {"difference": f"{other} − {first}", "at": at, "learning_rates": [ours, theirs]}
             pairs = by_setting[other, ours], by_setting[first, theirs]
-            differences += [same | {"measure": name} | interval(_paired(*pairs, name)) for name in MEASURES]
+            differences += [
+                same | {"measure": name} | interval(_paired(*pairs, name)) for name in MEASURES
+            ]
     return differences
 
 

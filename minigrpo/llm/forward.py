@@ -27,7 +27,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minigrpo.llm.sampling import Samples, cache_argument, context_of, layer_configs, positions, rows_of
+from minigrpo.llm.sampling import (
+    Samples,
+    cache_argument,
+    context_of,
+    layer_configs,
+    positions,
+    rows_of,
+)
 from minigrpo.losses import policy_loss, token_logps
 from minigrpo.packing import (
     PackedGroups,
@@ -53,8 +60,10 @@ class Forward(NamedTuple):
     """One way to compute log-probs and their loss. A layout is what it works on: Samples, or a tree made of them."""
 
     layout: Callable[[Samples], Any]
-    logps: Callable[..., Tensor]  # (model, layout, *, temperature) → (P, G, T), or (P, N) of the nodes of a tree
-    loss: Callable[..., Tensor]  # (logps, old_logps, advantages, step_weights, layout, **options) → scalar
+    # (model, layout, *, temperature) → (P, G, T), or (P, N) of the nodes of a tree
+    logps: Callable[..., Tensor]
+    # (logps, old_logps, advantages, step_weights, layout, **options) → scalar
+    loss: Callable[..., Tensor]
     rows: Callable[[Tensor, Any], Tensor]  # (logps, layout) → (P, G, T)
     cost: Callable[[Any, ForwardCosts], float]  # (layout, costs) → FLOPs of a linear layer
     needs_cache: bool = False  # which gradient checkpointing drops
@@ -79,7 +88,9 @@ def padded_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     P, G, T = samples.completion_ids.shape
     ids, mask = rows_of(samples)
     ids, mask = ids[:, :-1], mask[:, :-1]  # (P·G, L + T − 1): the last token predicts nothing
-    output = model.base_model(input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+    output = model.base_model(
+        input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
+    )
     hidden = output.last_hidden_state[:, -T:].view(P, G, T, -1)
     return _logps_of_rows(model, hidden, samples, temperature)
 
@@ -100,7 +111,10 @@ def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     cached = {cache_argument(model.base_model.forward): cache, "use_cache": True}
     mask = samples.prompt_mask
     prompt = model.base_model(
-        input_ids=samples.prompt_ids, attention_mask=mask.long(), position_ids=positions(mask), **cached
+        input_ids=samples.prompt_ids,
+        attention_mask=mask.long(),
+        position_ids=positions(mask),
+        **cached,
     )
     # The prompt's last token predicts each completion's first.
     hidden = prompt.last_hidden_state[:, -1:].unsqueeze(1).expand(P, G, 1, -1)
@@ -120,7 +134,9 @@ def shared_logps(model: PreTrainedModel, samples: Samples, *, temperature: float
     return _logps_of_rows(model, hidden, samples, temperature)
 
 
-def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: float = 1.0) -> Tensor:
+def packed_logps(
+    model: PreTrainedModel, packed: PackedGroups, *, temperature: float = 1.0
+) -> Tensor:
     """Compute ln softmax(z/τ) of every node of the trees in one pass over P sequences of M tokens, the inner ones.
 
     Args:
@@ -139,20 +155,31 @@ def packed_logps(model: PreTrainedModel, packed: PackedGroups, *, temperature: f
     ids, depth, end, parent = inner_tokens(packed)
     blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
     output = model.base_model(
-        input_ids=ids, attention_mask=_mask_of(model, end), position_ids=depth, use_cache=False, **blocks
+        input_ids=ids,
+        attention_mask=_mask_of(model, end),
+        position_ids=depth,
+        use_cache=False,
+        **blocks,
     )
     node = packed.multiplicity > 0  # (P, N)
     tree = node.nonzero()[:, 0]  # (nodes,): which of the P trees each node stands in
     parents = output.last_hidden_state[tree, parent[node]]  # (nodes, H)
     logps = chosen_logps(model, parents, packed.ids[node], temperature)
-    return torch.zeros(node.shape, dtype=logps.dtype, device=logps.device).masked_scatter(node, logps)
+    return torch.zeros(node.shape, dtype=logps.dtype, device=logps.device).masked_scatter(
+        node, logps
+    )
 
 
 def check_positions(model: PreTrainedModel) -> None:
     """Require a model with a body, told where tokens stand, that sees them by attention alone. Raises: ValueError."""
     if model.base_model is model:
-        raise ValueError(f"{type(model).__name__} can't be run without its head: take another model")
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters or model._is_stateful:
+        raise ValueError(
+            f"{type(model).__name__} can't be run without its head: take another model"
+        )
+    if (
+        "position_ids" not in inspect.signature(model.base_model.forward).parameters
+        or model._is_stateful
+    ):
         raise ValueError(
             f"{type(model).__name__} takes no position ids or keeps a state: take a model of attention layers"
         )
@@ -185,14 +212,16 @@ def chosen_logps(model: PreTrainedModel, hidden: Tensor, ids: Tensor, temperatur
 
     def logps(hidden: Tensor, ids: Tensor) -> Tensor:
         logits = head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a softmax
+        # bfloat16 is too coarse for a softmax
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return token_logps(finish(logits), ids)
 
     size = max(1, MAX_LOGITS // head.weight.shape[0])  # tokens at a time
     if len(ids) <= size:
         return logps(hidden, ids)
     parts = zip(hidden.split(size), ids.split(size), strict=True)
-    return torch.cat([checkpoint(logps, *part, use_reentrant=False) for part in parts])  # logits are made again
+    # logits are made again
+    return torch.cat([checkpoint(logps, *part, use_reentrant=False) for part in parts])
 
 
 def _after_head(model: PreTrainedModel, temperature: float) -> Callable[[Tensor], Tensor]:
@@ -205,14 +234,19 @@ def _after_head(model: PreTrainedModel, temperature: float) -> Callable[[Tensor]
     if cap:
         return lambda logits: cap / temperature * torch.tanh(logits * (factor / cap))
     factor /= temperature
-    return lambda logits: logits if factor == 1 else logits * factor  # a pass over all of them is dear
+    # a pass over all of them is dear
+    return lambda logits: logits if factor == 1 else logits * factor
 
 
-def _logps_of_rows(model: PreTrainedModel, hidden: Tensor, samples: Samples, temperature: float) -> Tensor:
+def _logps_of_rows(
+    model: PreTrainedModel, hidden: Tensor, samples: Samples, temperature: float
+) -> Tensor:
     """Log-probs (P, G, T), 0 where masked, from the hidden states (P, G, T, H) before each token."""
     mask = samples.completion_mask
     logps = chosen_logps(model, hidden[mask], samples.completion_ids[mask], temperature)
-    return torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(mask, logps)
+    return torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(
+        mask, logps
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +262,9 @@ def _mask_of(model: PreTrainedModel, end: Tensor) -> Tensor | BlockMask:
         return create_block_mask(ancestor_rule(end), P, None, M, M, device=end.device)
     mask = ancestor_mask(end).unsqueeze(1)
     if kind == "eager":  # it adds its mask to the scores
-        return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
+        return torch.zeros_like(mask, dtype=model.dtype).masked_fill(
+            ~mask, torch.finfo(model.dtype).min
+        )
     return mask
 
 
@@ -284,7 +320,9 @@ class ForwardCosts:
     call: float
     block: float = 0.0  # runs of an earlier version wrote none
 
-    def of(self, *, tokens: int, scored: int, pairs: int, passes: int = 1, blocks: int = 1) -> float:
+    def of(
+        self, *, tokens: int, scored: int, pairs: int, passes: int = 1, blocks: int = 1
+    ) -> float:
         """The cost of some tokens, pairs, passes and blocks.
 
         Args:
@@ -366,11 +404,18 @@ def as_sampled(samples: Samples) -> Samples:
 
 def pack_samples(samples: Samples) -> PackedGroups:
     """The layout of a tree for each prompt."""
-    return pack(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask)
+    return pack(
+        samples.prompt_ids, samples.prompt_mask, samples.completion_ids, samples.completion_mask
+    )
 
 
 def rows_loss(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, step_weights: Tensor, samples: Samples, **options: Any
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    step_weights: Tensor,
+    samples: Samples,
+    **options: Any,
 ) -> Tensor:
     """`policy_loss` of log-probs (P, G, T).
 
@@ -382,7 +427,9 @@ def rows_loss(
         samples: whose mask is used.
         options: of `policy_loss`.
     """
-    return policy_loss(logps, old_logps, advantages, step_weights, samples.completion_mask, **options)
+    return policy_loss(
+        logps, old_logps, advantages, step_weights, samples.completion_mask, **options
+    )
 
 
 def as_rows(logps: Tensor, samples: Samples) -> Tensor:

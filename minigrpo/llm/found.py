@@ -25,13 +25,21 @@ def found(loaded: LoadedModel, task: Task, settings: Settings, longest: int) -> 
         longest: tokens of a prompt at most.
     """
     context, _ = context_of(loaded.model.config)
-    system = NO_SYSTEM if task.system_prompt is None else OWN if has_system_role(loaded.tokenizer) else BEFORE
+    system = (
+        NO_SYSTEM
+        if task.system_prompt is None
+        else OWN
+        if has_system_role(loaded.tokenizer)
+        else BEFORE
+    )
     return {
         "source": loaded.source,
         "parameters": sum(weight.numel() for weight in loaded.model.parameters()),
         "device": settings.device,
         "dtype": settings.dtype,
-        "ends": [{"id": k, "token": loaded.tokenizer.convert_ids_to_tokens(k)} for k in loaded.eos_ids],
+        "ends": [
+            {"id": k, "token": loaded.tokenizer.convert_ids_to_tokens(k)} for k in loaded.eos_ids
+        ],
         "system_prompt": system,
         "template_date": loaded.template_date,
         "longest_prompt": longest,
@@ -51,13 +59,18 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
     golds = "not checked, as the task has no text for them"
     if facts["golds_checked"]:
         bad = facts["unequal_golds"]
-        matched = f"{bad} that are not right by their own text" if bad else "each is right by its own text"
+        matched = (
+            f"{bad} that are not right by their own text"
+            if bad
+            else "each is right by its own text"
+        )
         golds = f"{facts['golds_checked']} checked, {matched}"
     lines = [
         f"model: {facts['source']}, {facts['parameters'] / 1e6:.3g} million parameters, {facts['device']}, "
         f"{facts['dtype']}",
         f"a completion ends at {ends}, or after {facts['max_new_tokens']} tokens",
-        f"chat template: {facts['system_prompt']}" + (f", today is {date}" if date else ", no date"),
+        f"chat template: {facts['system_prompt']}"
+        + (f", today is {date}" if date else ", no date"),
         f"prompts: at most {facts['longest_prompt']} tokens, {needed} with the new ones, of a context of {room}",
         f"right answers: {golds}",
     ]

@@ -14,7 +14,8 @@ from typing import Any
 
 from minigrpo.llm.settings import Settings
 
-PROMPT = 200  # tokens with chat template and system prompt; problems of GSM8K and open-rs are mostly shorter
+# tokens with chat template and system prompt; problems of GSM8K and open-rs are mostly shorter
+PROMPT = 200
 UTILISATION = 0.3  # of a card's peak in the training passes
 BANDWIDTH = 0.5  # of a card's peak in decoding
 WEIGHT = 4  # bytes of float32: weights, gradients, Adam's moments, and the KV cache of `llm train`
@@ -96,8 +97,10 @@ def memory(settings: Settings) -> dict[str, float]:
     T = settings.max_new_tokens
     completions = settings.prompts * settings.group_size
     trained = shape.adapters(settings.lora_rank) if settings.lora_rank else shape.parameters
-    frozen = shape.parameters if settings.lora_rank or settings.beta else 0  # under adapters, or as the reference
-    layer = 10 * shape.hidden + 4 * shape.inner + 2 * shape.keys  # floats a token that backward needs
+    # under adapters, or as the reference
+    frozen = shape.parameters if settings.lora_rank or settings.beta else 0
+    # floats a token that backward needs
+    layer = 10 * shape.hidden + 4 * shape.inner + 2 * shape.keys
     if settings.gradient_checkpointing:
         floats = shape.layers * shape.hidden + layer  # each layer's input, and one layer made again
     else:
@@ -134,7 +137,11 @@ def minutes(settings: Settings, card: Card) -> float:
         return T * max(LAUNCH * shape.layers, reading)
 
     completions = settings.prompts * settings.group_size
-    products = (4 if settings.lora_rank else 6) + 2 * settings.gradient_checkpointing + 2 * (settings.beta > 0)
+    products = (
+        (4 if settings.lora_rank else 6)
+        + 2 * settings.gradient_checkpointing
+        + 2 * (settings.beta > 0)
+    )
     flops = products * shape.parameters * completions * (PROMPT + T)
     training = settings.iterations * flops / (UTILISATION * card.flops)
     evaluations = settings.updates // settings.eval_every + 1
@@ -181,8 +188,11 @@ def recipe_seconds(recipe: Mapping[str, Any], shape: Shape, card: Card, cards: i
     """
     T = recipe["max_completion_length"]
     completions = recipe["prompts"] * recipe["num_generations"]
-    parallel = recipe.get("vllm_tensor_parallel_size", 1)  # cards that hold one copy of the weights in vLLM
-    cache = 2 * HALF * shape.layers * shape.keys * (completions * parallel / cards) * (PROMPT + T / 2)
+    # cards that hold one copy of the weights in vLLM
+    parallel = recipe.get("vllm_tensor_parallel_size", 1)
+    cache = (
+        2 * HALF * shape.layers * shape.keys * (completions * parallel / cards) * (PROMPT + T / 2)
+    )
     generation = T * (HALF * shape.parameters + cache) / parallel / (BANDWIDTH * card.bandwidth)
     products = (6 if "lora" in recipe else 8) + 2 + (2 if recipe["beta"] else 0)
     flops = products * shape.parameters * completions * (PROMPT + T)

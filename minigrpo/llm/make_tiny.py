@@ -161,11 +161,16 @@ def accuracy(
             **({"temperature": 1.0, "top_p": 1.0, "top_k": 0} if sampled else {}),
         )
     texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    right = [text.rpartition("=")[2] == problem.answer for text, problem in zip(texts, asked, strict=True)]
+    right = [
+        text.rpartition("=")[2] == problem.answer
+        for text, problem in zip(texts, asked, strict=True)
+    ]
     return sum(right) / len(right)
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, updates: int) -> None:
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, updates: int
+) -> None:
     """Teach the model the pupil's work on the train split, in place.
 
     Args:
@@ -175,10 +180,16 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, see
         updates: how many.
     """
     random_numbers = random.Random(seed)
-    lessons = [pupils_work(problem, random_numbers) for problem in all_problems("train") for _ in range(VERSIONS)]
+    lessons = [
+        pupils_work(problem, random_numbers)
+        for problem in all_problems("train")
+        for _ in range(VERSIONS)
+    ]
     ids, labels = encode(tokenizer, lessons)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: min((update + 1) / WARMUP, 1 - update / updates)
     )
@@ -214,10 +225,17 @@ CPU core (torch {torch}). Weights are stored as float16. On all {asked:,} held-o
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: pretrain, store, measure what was stored, write the README beside it."""
-    parser = argparse.ArgumentParser(prog="python -m minigrpo.llm.make_tiny", description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m minigrpo.llm.make_tiny", description=__doc__.partition(":")[0]
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (0)")
-    parser.add_argument("--updates", type=int, default=1100, help="of the pretraining, with 128 problems each (1100)")
+    parser.add_argument(
+        "--updates",
+        type=int,
+        default=1100,
+        help="of the pretraining, with 128 problems each (1100)",
+    )
     options = parser.parse_args(arguments)
     if options.updates < 1:
         parser.error(f"--updates must be 1 or more, got {options.updates}")
@@ -232,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         minutes = (time.perf_counter() - start) / 60
         with tempfile.TemporaryDirectory() as folder:
             model.to(torch.float16).save_pretrained(folder)
-            make_tokenizer().save_pretrained(folder)  # a fresh one: padding a batch left its mark on the other
+            # a fresh one: padding a batch left its mark on the other
+            make_tokenizer().save_pretrained(folder)
             model.float()  # what a reader of the files gets: rounded to float16 and back
             asked = all_problems("held-out")
             readme = README.format(

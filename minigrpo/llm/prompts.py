@@ -17,12 +17,16 @@ from minigrpo.llm.sampling import check_context
 from minigrpo.llm.tasks import Task
 
 TODAY = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")  # how templates ask for the date
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)  # a template is a program, and raises what programs raise
+# a template is a program, and raises what programs raise
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
 PROBE = "minigrpo"  # a system prompt that no template has of its own
-SHOWN = 40  # characters of a prompt, half from its beginning and half from its end, that say which one it is
+# characters of a prompt, half from its beginning and half from its end, that say which one it is
+SHOWN = 40
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], system: str | None) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], system: str | None
+) -> list[list[int]]:
     """Turn user messages into token ids with the model's chat template, ready for its answer.
 
     A template without a system role gets the system prompt at the beginning of the user's message.
@@ -45,7 +49,8 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], s
                 [*opening, {"role": "user", "content": before + prompt}],
                 add_generation_prompt=True,
                 return_dict=False,
-                tokenizer_kwargs={"verbose": False},  # `check_prompts` says it better where one is too long
+                # `check_prompts` says it better where one is too long
+                tokenizer_kwargs={"verbose": False},
             )
             for prompt in prompts
         ]
@@ -57,7 +62,9 @@ def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template shows a system message: some refuse it, some leave it out."""
     messages = [{"role": "system", "content": PROBE}, {"role": "user", "content": "1+1="}]
     try:
-        return PROBE in tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return PROBE in tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
     except TEMPLATE_ERRORS:
         return False
 
@@ -72,7 +79,9 @@ def fix_date(loaded: LoadedModel, date: datetime.date) -> LoadedModel:
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several templates, and none is the default
         raise _unusable(tokenizer, error) from error
-    fixed, found = TODAY.subn(lambda call: json.dumps(date.strftime(call[2]), ensure_ascii=False), template)
+    fixed, found = TODAY.subn(
+        lambda call: json.dumps(date.strftime(call[2]), ensure_ascii=False), template
+    )
     if re.search(r"strftime_now(?!\s+is\s)", fixed):
         raise ValueError(
             f"the chat template of model {tokenizer.name_or_path!r} asks for the date in a way that a run can't keep: "
@@ -83,10 +92,14 @@ def fix_date(loaded: LoadedModel, date: datetime.date) -> LoadedModel:
 
 
 def _unusable(tokenizer: PreTrainedTokenizerBase, error: Exception) -> ValueError:
-    return ValueError(f"the chat template of model {tokenizer.name_or_path!r} can't be used: {reason_of(error)}")
+    return ValueError(
+        f"the chat template of model {tokenizer.name_or_path!r} can't be used: {reason_of(error)}"
+    )
 
 
-def longest_prompt(loaded: LoadedModel, task: Task, max_new_tokens: int, *, train: bool = True) -> int:
+def longest_prompt(
+    loaded: LoadedModel, task: Task, max_new_tokens: int, *, train: bool = True
+) -> int:
     """The tokens of a task's longest prompt, of both sides or of the held-out one. Raises: as `check_prompts`.
 
     Args:
@@ -98,12 +111,18 @@ def longest_prompt(loaded: LoadedModel, task: Task, max_new_tokens: int, *, trai
     longest = 0
     for side, problems in (("training", task.train),) * train + (("held-out", task.heldout),):
         ids = encode_prompts(loaded.tokenizer, problems["prompt"], task.system_prompt)
-        longest = max(longest, check_prompts(loaded.model, side, problems["prompt"], ids, max_new_tokens))
+        longest = max(
+            longest, check_prompts(loaded.model, side, problems["prompt"], ids, max_new_tokens)
+        )
     return longest
 
 
 def check_prompts(
-    model: nn.Module, side: str, prompts: Sequence[str], ids: Sequence[Sequence[int]], max_new_tokens: int
+    model: nn.Module,
+    side: str,
+    prompts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
 ) -> int:
     """Require that prompts leave room for an answer, and return the tokens of the longest.
 
@@ -119,7 +138,9 @@ def check_prompts(
     lengths = list(map(len, ids))
     longest = max(lengths)
     k = lengths.index(longest)
-    check_context(model, longest, max_new_tokens, where=f"{side} problem {k + 1} ({shown(prompts[k])!r}): ")
+    check_context(
+        model, longest, max_new_tokens, where=f"{side} problem {k + 1} ({shown(prompts[k])!r}): "
+    )
     return longest
 
 

@@ -26,9 +26,11 @@ def _threes(gap: str) -> str:
 
 WIDE = str.maketrans("０１２３４５６７８９．－＋−", "0123456789.-+-")
 DASH = "[-‐‑–]"
-BEFORE = r"(?<![0-9A-Za-z)\]}])"  # a sign: 5-3 is a difference and ends in 3; =-3 and -$3 are negative
+# a sign: 5-3 is a difference and ends in 3; =-3 and -$3 are negative
+BEFORE = r"(?<![0-9A-Za-z)\]}])"
 COIN = r"(?:\\?\$|[€£¥₹]) ?"
-GAP = r"(?:,|\{,\})\\!|(?:\\text)?\{,\}|\\[,:; ]|[~'’\u00a0\u2007\u2009\u202f]"  # that isn't just a comma
+# that isn't just a comma
+GAP = r"(?:,|\{,\})\\!|(?:\\text)?\{,\}|\\[,:; ]|[~'’\u00a0\u2007\u2009\u202f]"
 TIMES_TEN = r"\s?(?:\\times|\\cdot|[×*])\s?10(?:\^|\*\*)\{?"
 
 
@@ -42,7 +44,8 @@ def _number(gap: str) -> re.Pattern[str]:
 
 
 NUMBER = _number(f",|{GAP}")
-ALONE = _number(f",|{GAP}| ")  # "1 000" as a whole text is a thousand; within one it may be two numbers
+# "1 000" as a whole text is a thousand; within one it may be two numbers
+ALONE = _number(f",|{GAP}| ")
 
 
 def _decimal(match: re.Match[str]) -> Decimal:
@@ -91,13 +94,19 @@ def math_equal(completion: str, answer: str) -> float:
     verifier.call("load", "math_verify")  # its import is not on the clock
     number = parse_number(answer)
     right = boxed(_for_math_verify(answer) if number is None else f"{number:f}")
-    return float(verifier.call("math_equal", _for_math_verify(completion), right, seconds=SECONDS) is True)
+    return float(
+        verifier.call("math_equal", _for_math_verify(completion), right, seconds=SECONDS) is True
+    )
 
 
 def boxed(formula: str) -> str:
     """The completion that a formula itself is: in \\boxed{}, unless that or $…$ is in it; a single $ is a currency."""
     dollars = len(re.findall(r"(?<!\\)\$", formula))
-    return formula if dollars > 1 or "\\boxed" in formula else f"\\boxed{{{re.sub(COIN, '', formula)}}}"
+    return (
+        formula
+        if dollars > 1 or "\\boxed" in formula
+        else f"\\boxed{{{re.sub(COIN, '', formula)}}}"
+    )
 
 
 def _for_math_verify(text: str) -> str:

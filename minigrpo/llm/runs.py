@@ -37,7 +37,8 @@ MANIFEST = "manifest.json"
 ROLLOUTS = "rollouts.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 
-NEEDED = ("update", "reward", "entropy", "capped", "zero_variance")  # columns without which a run can't go on
+# columns without which a run can't go on
+NEEDED = ("update", "reward", "entropy", "capped", "zero_variance")
 RENAMED = {"update": "forward"}  # settings by the names that manifests of earlier versions have
 
 
@@ -52,7 +53,8 @@ def check_new(run: Path) -> None:
     if has_manifest(run):
         raise FileExistsError(f"{run} holds a run already: resume it, or name another folder")
     for name in (METRICS, ROLLOUTS, CHECKPOINT):
-        if (run / name).exists():  # without its manifest: rows would be added to those of another run
+        # without its manifest: rows would be added to those of another run
+        if (run / name).exists():
             raise FileExistsError(f"{run} holds {name} of another run: name another folder")
 
 
@@ -61,9 +63,14 @@ def check_resumable(run: Path, settings: Settings) -> None:
     check_folder(run)
     if not has_manifest(run):
         raise ValueError(f"{run} holds no run to resume: {MANIFEST} is missing")
-    saved = dataclasses.asdict(Settings()) | saved_settings(run)  # a field that came later has its default
+    # a field that came later has its default
+    saved = dataclasses.asdict(Settings()) | saved_settings(run)
     ours = dataclasses.asdict(settings)
-    other = [f"{name} {saved[name]!r}, not {value!r}" for name, value in ours.items() if saved[name] != value]
+    other = [
+        f"{name} {saved[name]!r}, not {value!r}"
+        for name, value in ours.items()
+        if saved[name] != value
+    ]
     if other:
         raise ValueError(f"{run} was made with other settings: {'; '.join(other)}")
 
@@ -121,7 +128,9 @@ def rewind(run: Path, update: int, settings: Settings) -> list[dict[str, Any]]:
     return [row for _, row in metrics]
 
 
-def _rows_of(path: Path, updates: list[int], columns: tuple[str, ...]) -> list[tuple[bytes, dict[str, Any]]]:
+def _rows_of(
+    path: Path, updates: list[int], columns: tuple[str, ...]
+) -> list[tuple[bytes, dict[str, Any]]]:
     """The first lines of a file, one for each of some updates, with their rows; what comes after them may be cut."""
     if not path.exists():
         raise ValueError(f"{path} is missing: the run can't go on without its rows")
@@ -130,11 +139,15 @@ def _rows_of(path: Path, updates: list[int], columns: tuple[str, ...]) -> list[t
     for number, (update, line) in enumerate(zip(updates, lines, strict=False), start=1):
         row = _whole_row(line, update, columns)
         if row is None:
-            raise ValueError(f"{path}, line {number}: not the row of update {update}, so the run can't go on")
+            raise ValueError(
+                f"{path}, line {number}: not the row of update {update}, so the run can't go on"
+            )
         rows.append((line, row))
     if len(rows) < len(updates):
         missing = updates[len(rows)]
-        raise ValueError(f"{path} ends before update {missing}, and the checkpoint is of later: the run can't go on")
+        raise ValueError(
+            f"{path} ends before update {missing}, and the checkpoint is of later: the run can't go on"
+        )
     return rows
 
 
@@ -175,7 +188,11 @@ def write_manifest(
         OSError: with the path, where it can't be written.
     """
     on_cuda = settings.device.startswith("cuda")
-    versions = {"python": platform.python_version(), "minigrpo": __version__, "torch": str(torch.__version__)}
+    versions = {
+        "python": platform.python_version(),
+        "minigrpo": __version__,
+        "torch": str(torch.__version__),
+    }
     versions |= {name: version(name) for name in ("transformers", "datasets")}
     content = {
         "settings": dataclasses.asdict(settings),
@@ -198,7 +215,9 @@ def _git_revision() -> str | None:
     if git is None:
         return None
     command = [git, "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
     return done.stdout.strip() or None
 
 
@@ -218,10 +237,14 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise OSError(f"{path} can't be written: {error.strerror}; the last checkpoint is whole") from error
+        raise OSError(
+            f"{path} can't be written: {error.strerror}; the last checkpoint is whole"
+        ) from error
 
 
-def save_checkpoint(run: Path, update: int, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    run: Path, update: int, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
     """Write weights and the optimiser's moments as one safetensors file, whole, and drop the one before.
 
     Args:
@@ -238,14 +261,18 @@ def save_checkpoint(run: Path, update: int, trained: Mapping[str, Tensor], optim
 
     tensors = {f"weight.{name}": weight.detach().contiguous() for name, weight in trained.items()}
     for name, weight in trained.items():
-        tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[weight].items()}
+        tensors |= {
+            f"{key}.{name}": value.contiguous() for key, value in optimizer.state[weight].items()
+        }
     path = run / CHECKPOINT
     unfinished = run / f".{CHECKPOINT}"
     try:
         save_file(tensors, unfinished, metadata={"update": str(update)})
     except (SafetensorError, OSError) as error:
         unfinished.unlink(missing_ok=True)  # free the space that the partial file takes
-        raise OSError(f"{path} can't be written: {error}; the one before stays, if there is one") from error
+        raise OSError(
+            f"{path} can't be written: {error}; the one before stays, if there is one"
+        ) from error
     os.replace(unfinished, path)
 
 
@@ -281,7 +308,9 @@ def read_settings(run: str | Path) -> Settings:
         return Settings(**saved)
     except (TypeError, ValueError) as error:
         path = Path(run) / MANIFEST
-        raise ValueError(f"{path} holds no settings of this version of minigrpo: {error}") from error
+        raise ValueError(
+            f"{path} holds no settings of this version of minigrpo: {error}"
+        ) from error
 
 
 def read_model_name(run: Path) -> str:
@@ -308,7 +337,9 @@ def read_costs(run: Path) -> ForwardCosts | None:
     try:
         return ForwardCosts(**{name: float(value) for name, value in saved["costs"].items()})
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{run / MANIFEST} holds no costs of this version of minigrpo: {error}") from error
+        raise ValueError(
+            f"{run / MANIFEST} holds no costs of this version of minigrpo: {error}"
+        ) from error
 
 
 def read_date(run: Path) -> datetime.date:
@@ -322,7 +353,9 @@ def read_date(run: Path) -> datetime.date:
         raise ValueError(f"{run / MANIFEST} holds no date: {error}") from error
 
 
-def read_metrics(run: str | Path, columns: Sequence[str] = ("update", "reward")) -> list[dict[str, Any]]:
+def read_metrics(
+    run: str | Path, columns: Sequence[str] = ("update", "reward")
+) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl.
 
     Args:
@@ -343,7 +376,9 @@ def read_metrics(run: str | Path, columns: Sequence[str] = ("update", "reward"))
             raise ValueError(f"{path}, line {number}: {error}") from error
         missing = [name for name in columns if not isinstance(row, dict) or name not in row]
         if missing:
-            raise ValueError(f"{path}, line {number}: {missing[0]!r} is missing, so it is no row of a run")
+            raise ValueError(
+                f"{path}, line {number}: {missing[0]!r} is missing, so it is no row of a run"
+            )
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty: the run in {run} has made no update yet")
@@ -387,7 +422,9 @@ def read_group(path: str | Path, number: int | None = None) -> tuple[dict[str, A
     """
     path, lines = _group_lines(path)
     if number is not None and not 1 <= number <= len(lines):
-        raise ValueError(f"group must be from 1 to {len(lines)}, the groups of {path}, got {number}")
+        raise ValueError(
+            f"group must be from 1 to {len(lines)}, the groups of {path}, got {number}"
+        )
     numbers = range(1, len(lines) + 1) if number is None else (number,)
     for k in numbers:
         group = _group(lines[k - 1], f"{path}, line {k}")
@@ -424,16 +461,22 @@ def _group(line: str, place: str) -> dict[str, Any]:
     if not _is_list(ids, list) or not all(_is_list(row, int) for row in ids):
         raise ValueError(f"{place}: completion_ids must be lists of token ids, got {str(ids)[:60]}")
     if not _is_list(rewards, (int, float)) or len(rewards) != len(ids):
-        raise ValueError(f"{place}: rewards must be {len(ids)} numbers, one a completion, got {str(rewards)[:60]}")
+        raise ValueError(
+            f"{place}: rewards must be {len(ids)} numbers, one a completion, got {str(rewards)[:60]}"
+        )
     return group
 
 
 def _is_list(value: object, kind: type | tuple[type, ...]) -> bool:
     """Whether a value is a list of one kind of thing; True and False are no numbers."""
-    return isinstance(value, list) and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
+    return isinstance(value, list) and all(
+        isinstance(x, kind) and not isinstance(x, bool) for x in value
+    )
 
 
-def load_checkpoint(run: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(
+    run: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> int:
     """Take weights and moments from a checkpoint.
 
     Args:
@@ -452,16 +495,24 @@ def load_checkpoint(run: Path, trained: Mapping[str, Tensor], optimizer: torch.o
         raise ValueError(f"{run} holds no checkpoint yet: start it anew in another folder")
     tensors, update = _read_checkpoint(path)
     if not update.isdecimal() or int(update) == 0:
-        raise ValueError(f"{path} doesn't say of which update it is: it was saved by another program")
-    if {key: tensor.shape for key, tensor in tensors.items()} != _checkpoint_shapes(trained, tensors):
+        raise ValueError(
+            f"{path} doesn't say of which update it is: it was saved by another program"
+        )
+    if {key: tensor.shape for key, tensor in tensors.items()} != _checkpoint_shapes(
+        trained, tensors
+    ):
         raise ValueError(f"{path} is another model's: its weights have other names or shapes")
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(tensors[f"weight.{name}"])
             if f"step.{name}" in tensors:
                 # Copied: what was read stands in the file, which the next checkpoint replaces.
-                moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                optimizer.state[weight] = {key: moment.to(weight.device, copy=True) for key, moment in moments.items()}
+                moments = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+                optimizer.state[weight] = {
+                    key: moment.to(weight.device, copy=True) for key, moment in moments.items()
+                }
     return int(update)
 
 
@@ -486,13 +537,19 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"{path} can't be read, it may be cut short: {error}") from error
 
 
-def _checkpoint_shapes(trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _checkpoint_shapes(
+    trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """The keys and shapes that a checkpoint of these weights has; a weight without a gradient so far has no moments."""
     shapes: dict[str, Any] = {}
     for name, weight in trained.items():
         shapes[f"weight.{name}"] = weight.shape
         if f"step.{name}" in tensors:
-            shapes |= {f"step.{name}": (), f"exp_avg.{name}": weight.shape, f"exp_avg_sq.{name}": weight.shape}
+            shapes |= {
+                f"step.{name}": (),
+                f"exp_avg.{name}": weight.shape,
+                f"exp_avg_sq.{name}": weight.shape,
+            }
     return shapes
 
 

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from minigrpo.losses import token_logps
 
-PASS = 64  # tokens whose passes cost as much as one more pass of the model, about
+MIN_SAVED = 64  # tokens: one more pass of the model costs about as much
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Samples:
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad token lists on the left: int (P, L) and bool (P, L). Raises: ValueError for an empty prompt."""
     if not all(len(prompt) for prompt in prompts) or not prompts:
-        raise ValueError(f"prompts must each hold a token, got lengths {[len(prompt) for prompt in prompts]}")
+        raise ValueError(
+            f"prompts must each hold a token, got lengths {[len(prompt) for prompt in prompts]}"
+        )
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
@@ -83,33 +85,25 @@ def sample_completions(
 
     Raises: ValueError for an empty prompt, options out of range, or more tokens than the model's context holds.
     """
-    ids, mask = (tensor.to(model.device) for tensor in pad_prompts(prompts, pad_id))
+    ids, mask = pad_prompts(prompts, pad_id)
+    ids, mask = ids.to(model.device), mask.to(model.device)  # (P, L)
     check_sampling(model, ids.shape[1], group_size, max_new_tokens, temperature, top_p)
-    completions = len(prompts) * group_size
-    cache, start = DynamicCache(config=model.config), shared_opening(model, prompts)
-    causal = next(part for part in model.modules() if isinstance(part, PreTrainedModel))  # inside adapters, if any
+    # The model itself, inside its adapters if it has any.
+    causal = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     if causal._is_stateful:  # the state would take in the padding, and is not reordered
         raise ValueError(f"{type(causal).__name__} keeps a state: take a model of attention layers")
+    cache = DynamicCache(config=model.config)
     cached = {cache_argument(causal.forward): cache, "use_cache": True}
-    if start:
-        opening = torch.tensor(prompts[0][:start], device=model.device).unsqueeze(0)
-        model(input_ids=opening, logits_to_keep=1, **cached)
-        cache.batch_repeat_interleave(len(prompts))
-    # A prompt's padding stands behind the opening, so the columns are: opening, padding, the prompt's own tokens.
-    attention = torch.cat([torch.ones_like(mask[:, :start]), mask[:, : mask.shape[1] - start]], dim=1)
-    prefill = model(
-        input_ids=ids[:, start:],
-        attention_mask=attention.long(),
-        position_ids=positions(attention)[:, start:],
-        logits_to_keep=1,
-        **cached,
-    )
-    # From here on the model's batch has a row for each distinct prefix: completions share one until they part, as they
-    # share a process step, and what has ended leaves it. `prefix` says which row each unfinished completion stands on.
-    logits = prefill.logits[:, -1]
+
+    # 1. Run the prompts.
+    attention, logits = _run_prompts(model, prompts, ids, mask, cache, cached)  # (P, L), (P, V)
     place = attention.sum(dim=1, keepdim=True) - 1  # the position of the last token
+
+    # 2. Sample. From here on the model's batch has a row for each distinct prefix: completions share one until they
+    # part, as they share a process step, and what has ended leaves it.
+    completions = len(prompts) * group_size
     unfinished = torch.arange(completions, device=model.device)
-    prefix = unfinished // group_size
+    prefix = unfinished // group_size  # the row on which each unfinished completion stands
     ends = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
     tokens = torch.full((completions, max_new_tokens), pad_id, device=model.device)
     sampled = torch.zeros_like(tokens, dtype=torch.bool)
@@ -117,26 +111,83 @@ def sample_completions(
     for t in range(max_new_tokens):
         draw = torch.rand(completions, 1, generator=generator).to(model.device)[unfinished]
         log_policy = (logits.float() / (temperature or 1.0)).log_softmax(dim=-1)  # (prefixes, V)
-        token = _draw(log_policy.exp(), prefix, draw, top_p) if temperature > 0 else log_policy.argmax(dim=-1)[prefix]
-        tokens[unfinished, t], sampled[unfinished, t], logps[unfinished, t] = token, True, log_policy[prefix, token]
+        if temperature > 0:
+            token = _draw(log_policy.exp(), prefix, draw, top_p)
+        else:
+            token = log_policy.argmax(dim=-1)[prefix]
+        tokens[unfinished, t] = token
+        sampled[unfinished, t] = True
+        logps[unfinished, t] = log_policy[prefix, token]
+
+        # What has ended leaves.
         goes_on = ~torch.isin(token, ends)
-        unfinished, prefix, token = (x[goes_on] for x in (unfinished, prefix, token))
+        unfinished = unfinished[goes_on]
+        prefix = prefix[goes_on]
+        token = token[goes_on]
         if t + 1 == max_new_tokens or len(unfinished) == 0:
             break
+
+        # A row for each distinct pair of prefix and token, made of its parent's row.
         V = logits.shape[-1]
         longer, prefix = torch.unique(prefix * V + token, return_inverse=True)
-        parent, token = longer // V, longer % V
-        if len(parent) != len(logits) or not parent.equal(torch.arange(len(parent), device=model.device)):
+        parent = longer // V
+        token = longer % V
+        as_it_is = torch.arange(len(logits), device=model.device)
+        if not torch.equal(parent, as_it_is):
             cache.reorder_cache(parent)
-        attention, place = F.pad(attention[parent], (0, 1), value=True), place[parent] + 1
-        logits = model(
-            input_ids=token.unsqueeze(1), attention_mask=attention.long(), position_ids=place, **cached
-        ).logits[:, -1]
-    shape = (len(prompts), group_size, t + 1)
-    return Samples(ids, mask, *(x[:, : t + 1].reshape(shape) for x in (tokens, sampled, logps)))
+        attention = F.pad(attention[parent], (0, 1), value=True)
+        place = place[parent] + 1
+        step = model(
+            input_ids=token.unsqueeze(1),
+            attention_mask=attention.long(),
+            position_ids=place,
+            **cached,
+        )
+        logits = step.logits[:, -1]  # (prefixes, V)
+
+    shape = (len(prompts), group_size, t + 1)  # no longer than the longest completion
+    return Samples(
+        prompt_ids=ids,
+        prompt_mask=mask,
+        completion_ids=tokens[:, : t + 1].reshape(shape),
+        completion_mask=sampled[:, : t + 1].reshape(shape),
+        old_logps=logps[:, : t + 1].reshape(shape),
+    )
 
 
-def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, temperature: float = 1.0) -> Tensor:
+def _run_prompts(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    ids: Tensor,
+    mask: Tensor,
+    cache: DynamicCache,
+    cached: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Fill the cache with the prompts, what all of them begin with in a pass of its own.
+
+    Returns: which columns of the cache hold a token, bool (P, L); the logits of the first new tokens, (P, V).
+    """
+    start = shared_opening(model, prompts)
+    if start:
+        opening = torch.tensor(prompts[0][:start], device=model.device).unsqueeze(0)
+        model(input_ids=opening, logits_to_keep=1, **cached)
+        cache.batch_repeat_interleave(len(prompts))
+    # A prompt's padding stands behind the opening, so the columns are: opening, padding, the prompt's own tokens.
+    own = mask[:, : mask.shape[1] - start]
+    attention = torch.cat([torch.ones_like(mask[:, :start]), own], dim=1)
+    prefill = model(
+        input_ids=ids[:, start:],
+        attention_mask=attention.long(),
+        position_ids=positions(attention)[:, start:],
+        logits_to_keep=1,
+        **cached,
+    )
+    return attention, prefill.logits[:, -1]
+
+
+def completion_logps(
+    model: PreTrainedModel, samples: Samples, rows: slice, *, temperature: float = 1.0
+) -> Tensor:
     """Compute ln π_θ of every completion token in one plain forward pass, for some of the P·G rows.
 
     Args:
@@ -162,23 +213,27 @@ def completion_logps(model: PreTrainedModel, samples: Samples, rows: slice, *, t
 def rows_of(samples: Samples) -> tuple[Tensor, Tensor]:
     """Every completion with its prompt before it: ids int and mask bool, both (P·G, L + T)."""
     G = samples.completion_ids.shape[1]
-    prompts, completions = (samples.prompt_ids, samples.prompt_mask), (samples.completion_ids, samples.completion_mask)
-    ids, mask = (
-        torch.cat([prompt.repeat_interleave(G, dim=0), completion.flatten(0, 1)], dim=1)
-        for prompt, completion in zip(prompts, completions, strict=True)
-    )
+
+    def joined(prompt: Tensor, completion: Tensor) -> Tensor:
+        return torch.cat([prompt.repeat_interleave(G, dim=0), completion.flatten(0, 1)], dim=1)
+
+    ids = joined(samples.prompt_ids, samples.completion_ids)
+    mask = joined(samples.prompt_mask, samples.completion_mask)
     return ids, mask
 
 
 def shared_opening(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens, those of the chat template above all, a pass of its own computes once for all prompts.
+    """Number of leading tokens that all prompts share and that are worth a pass of their own.
 
-    None where it would not pay, and none for a sliding window, which would count the padding behind the opening.
+    They are mostly the chat template's. 0 where they are too few to pay, or where the model has a sliding window, which
+    would count the padding behind them.
     """
-    first, shortest = prompts[0], min(map(len, prompts))
-    same = (t for t in range(shortest - 1) if any(prompt[t] != first[t] for prompt in prompts))
-    start = next(same, shortest - 1)
-    return start if start * (len(prompts) - 1) >= PASS and window_of(model) == math.inf else 0
+    first = prompts[0]
+    shortest = min(map(len, prompts))
+    differing = (t for t in range(shortest - 1) if any(prompt[t] != first[t] for prompt in prompts))
+    start = next(differing, shortest - 1)
+    saved = start * (len(prompts) - 1)
+    return start if saved >= MIN_SAVED and window_of(model) == math.inf else 0
 
 
 def layer_configs(model: nn.Module) -> Sequence[PretrainedConfig]:
@@ -189,7 +244,9 @@ def layer_configs(model: nn.Module) -> Sequence[PretrainedConfig]:
 
 def window_of(model: nn.Module) -> float:
     """How many tokens a model's shortest sliding window spans, ∞ where it has none."""
-    return min(getattr(config, "sliding_window", None) or math.inf for config in layer_configs(model))
+    return min(
+        getattr(config, "sliding_window", None) or math.inf for config in layer_configs(model)
+    )
 
 
 def context_of(config: PretrainedConfig) -> tuple[float, str]:
@@ -200,12 +257,14 @@ def context_of(config: PretrainedConfig) -> tuple[float, str]:
     """
     config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer
+    # One for each kind of layer.
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     switched = [part for part in ropes if part.get("rope_type") == "longrope"]
     switches = [part.get("original_max_position_embeddings", math.inf) for part in switched]
     context = getattr(config, "max_position_embeddings", None) or math.inf
     if min(switches, default=math.inf) < context:
-        return min(switches), f"the {min(switches)} tokens up to which the model's longrope keeps its factors"
+        shortest = min(switches)
+        return shortest, f"the {shortest} tokens up to which the model's longrope keeps its factors"
     return context, f"the model's context of {context}"
 
 
@@ -220,7 +279,12 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def check_sampling(
-    model: PreTrainedModel, prompt_tokens: int, group_size: int, max_new_tokens: int, temperature: float, top_p: float
+    model: PreTrainedModel,
+    prompt_tokens: int,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
 ) -> None:
     """Refuse options out of range with a ValueError that names them.
 
@@ -242,7 +306,9 @@ def check_sampling(
     check_context(model, prompt_tokens, max_new_tokens)
 
 
-def check_context(model: nn.Module, prompt_tokens: int, max_new_tokens: int, where: str = "") -> None:
+def check_context(
+    model: nn.Module, prompt_tokens: int, max_new_tokens: int, where: str = ""
+) -> None:
     """Require that a prompt leaves room for an answer. Raises: ValueError that begins with `where`.
 
     Args:
@@ -269,5 +335,8 @@ def _draw(policy: Tensor, row: Tensor, draw: Tensor, top_p: float) -> Tensor:
         policy, order = policy.sort(dim=-1, descending=True)
         policy = torch.where(policy.cumsum(dim=-1) - policy < top_p, policy, 0)
     cumulated = policy.cumsum(dim=-1)[row]  # (N, V)
-    token = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True).clamp(max=policy.shape[-1] - 1)
-    return (token if order is None else order[row].gather(1, token)).squeeze(1)
+    token = torch.searchsorted(cumulated, draw * cumulated[:, -1:], right=True)
+    token = token.clamp(max=policy.shape[-1] - 1)
+    if order is not None:
+        token = order[row].gather(1, token)
+    return token.squeeze(1)

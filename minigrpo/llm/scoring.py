@@ -71,13 +71,16 @@ def score_groups(
         generator=generator,
     )
     texts = decode(tokenizer, samples.completion_ids, samples.completion_mask, eos_ids)
-    answers = [answer for answer in problems["answer"] for _ in range(group_size)]  # one a completion
+    # one a completion
+    answers = [answer for answer in problems["answer"] for _ in range(group_size)]
     scores = [task.reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
     rewards = torch.tensor(scores, device=samples.old_logps.device).view(-1, group_size)  # (P, G)
     return Scored(samples, texts, rewards)
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, eos_ids: Collection[int] = ()) -> list[str]:
+def decode(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor, mask: Tensor, eos_ids: Collection[int] = ()
+) -> list[str]:
     """Turn completions into texts, row by row, without special tokens.
 
     Args:

@@ -34,18 +34,28 @@ class Settings:
     beta: float = setting(0.0, "weight of the KL term towards the initial model")
     scale: str = setting("std", "what divides the advantages", choices=SCALES)
     aggregation: str = setting("token-mean", "the loss's denominator", choices=AGGREGATIONS)
-    lora_rank: int = setting(0, "r of the LoRA adapters on all linear layers; 0 trains the full weights")
+    lora_rank: int = setting(
+        0, "r of the LoRA adapters on all linear layers; 0 trains the full weights"
+    )
     lora_alpha: int = setting(32, "adapters are scaled by alpha/r")
     lora_dropout: float = setting(0.0, "on the adapters' input, in training")
     micro_batch: int = setting(64, "completions in one forward and backward pass")
-    forward: str = setting("auto", "how shared tokens are computed; auto: the cheapest way", choices=FORWARDS)
-    attention: str = setting("default", "of the model; flex_attention needs CUDA", choices=ATTENTIONS)
+    forward: str = setting(
+        "auto", "how shared tokens are computed; auto: the cheapest way", choices=FORWARDS
+    )
+    attention: str = setting(
+        "default", "of the model; flex_attention needs CUDA", choices=ATTENTIONS
+    )
     gradient_checkpointing: bool = setting(False, "less memory, more time")
-    dtype: str = setting("float32", "of the training passes; the weights stay float32", choices=DTYPES)
+    dtype: str = setting(
+        "float32", "of the training passes; the weights stay float32", choices=DTYPES
+    )
     device: str = setting("cpu", "cpu, cuda, cuda:1, …")
     train_size: int = setting(2000, "training problems, taken in turn in a shuffled order")
     eval_size: int = setting(200, "held-out problems")
-    eval_every: int = setting(20, "updates between evaluations; update 0 and the last are always evaluated")
+    eval_every: int = setting(
+        20, "updates between evaluations; update 0 and the last are always evaluated"
+    )
     save_every: int = setting(20, "updates between checkpoints")
     seed: int = setting(0, "of the order of the problems, the samples and the adapters")
 
@@ -54,9 +64,19 @@ class Settings:
         check_kinds(self)
         check_choices(self)
         if self.attention == "flex_attention" and not self.device.startswith("cuda"):
-            raise ValueError(f"attention flex_attention needs a CUDA device, got device {self.device!r}")
-        least = dict.fromkeys(("updates", "prompts", "max_new_tokens", "iterations", "micro_batch"), 1)
-        least |= {"group_size": 2, "train_size": 1, "eval_size": 1, "eval_every": 1, "save_every": 1}
+            raise ValueError(
+                f"attention flex_attention needs a CUDA device, got device {self.device!r}"
+            )
+        least = dict.fromkeys(
+            ("updates", "prompts", "max_new_tokens", "iterations", "micro_batch"), 1
+        )
+        least |= {
+            "group_size": 2,
+            "train_size": 1,
+            "eval_size": 1,
+            "eval_every": 1,
+            "save_every": 1,
+        }
         least |= {"lora_rank": 0, "lora_alpha": 1, "seed": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -127,7 +147,8 @@ PRESETS = {
         "an 80 GB card: SmolLM2-1.7B, every weight; 55 GB of memory, 63 minutes on an A100 (computed, not measured)",
     ),
     "gpu80-paper": Preset(
-        Settings(  # of the paper, but for its dropout, under which equal prefixes have unequal probabilities
+        # of the paper, but for its dropout, under which equal prefixes have unequal probabilities
+        Settings(
             model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
             task="open-rs",
             updates=200,

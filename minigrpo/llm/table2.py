@@ -29,7 +29,8 @@ from minigrpo.text import text_table
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SYSTEM_PROMPT = "Let's think step by step and output the final answer within \\boxed{}."  # the reference code's
+# the reference code's
+SYSTEM_PROMPT = "Let's think step by step and output the final answer within \\boxed{}."
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ BENCHMARKS = {
     "minerva": Benchmark("knoveleng/Minerva-Math", "train", "problem", "solution"),
     "olympiadbench": Benchmark("knoveleng/OlympiadBench", "train", "question", "answer"),
 }
-MODELS = {"qwen": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "llama": "meta-llama/Llama-3.2-1B-Instruct"}
+MODELS = {
+    "qwen": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    "llama": "meta-llama/Llama-3.2-1B-Instruct",
+}
 
 
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Row]:
@@ -111,7 +115,9 @@ def evaluate_benchmarks(
     """
     from minigrpo.llm.evaluation import evaluate
 
-    tasks = {name: _task_of(name, folder, options["max_new_tokens"], system_prompt) for name in names}
+    tasks = {
+        name: _task_of(name, folder, options["max_new_tokens"], system_prompt) for name in names
+    }
     rows = []
     for name, task in tasks.items():
         result = evaluate(model, tokenizer, task, **options)
@@ -121,14 +127,18 @@ def evaluate_benchmarks(
     return rows
 
 
-def _task_of(name: str, folder: str | Path | None, max_new_tokens: int, system_prompt: str | None) -> Task:
+def _task_of(
+    name: str, folder: str | Path | None, max_new_tokens: int, system_prompt: str | None
+) -> Task:
     """A benchmark as a task that has held-out problems alone."""
     from datasets import Dataset
 
     problems, answers = zip(*load_benchmark(name, folder), strict=True)
     heldout = Dataset.from_dict({"prompt": problems, "answer": answers})
     golds = check_golds(f"benchmark {name!r}", answers, math_equal, boxed)
-    return Task(name, heldout.select([]), heldout, math_equal, max_new_tokens, system_prompt, *golds)
+    return Task(
+        name, heldout.select([]), heldout, math_equal, max_new_tokens, system_prompt, *golds
+    )
 
 
 def average(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -166,11 +176,23 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     sub.set_defaults(run=_eval)
     sub.add_argument("--setting", required=True, choices=TABLE2_AVERAGES, help="the table's line")
     sub.add_argument("--model", help="default: the setting's; a name, a Hub id or a folder")
-    sub.add_argument("--adapter", type=Path, help="a folder with LoRA adapters, as labs/gpu/train.py leaves them")
-    sub.add_argument("--benchmarks", nargs="+", choices=BENCHMARKS, default=[*BENCHMARKS], help="default: all five")
-    sub.add_argument("--data", type=Path, help="a folder of NAME.jsonl, where the Hub is out of reach")
+    sub.add_argument(
+        "--adapter", type=Path, help="a folder with LoRA adapters, as labs/gpu/train.py leaves them"
+    )
+    sub.add_argument(
+        "--benchmarks",
+        nargs="+",
+        choices=BENCHMARKS,
+        default=[*BENCHMARKS],
+        help="default: all five",
+    )
+    sub.add_argument(
+        "--data", type=Path, help="a folder of NAME.jsonl, where the Hub is out of reach"
+    )
     sub.add_argument("--system-prompt", default=SYSTEM_PROMPT, help="'' for none")
-    sub.add_argument("--max-new-tokens", type=int, default=4096, help="OpenRS evaluates with 32768 [4096]")
+    sub.add_argument(
+        "--max-new-tokens", type=int, default=4096, help="OpenRS evaluates with 32768 [4096]"
+    )
     sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
     sub.add_argument("--batch", type=int, default=32, help="completions at a time [32]")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
@@ -178,7 +200,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
     sub = commands.add_parser("show", help="print Table 2 from results")
     sub.set_defaults(run=_show)
-    sub.add_argument("results", type=Path, nargs="*", help="files that eval wrote; without any: the paper's column")
+    sub.add_argument(
+        "results",
+        type=Path,
+        nargs="*",
+        help="files that eval wrote; without any: the paper's column",
+    )
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -189,7 +216,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     for name in arguments.benchmarks:
         load_benchmark(name, arguments.data)  # before the model: what is missing shows at once
     if arguments.adapter is not None and not (arguments.adapter / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"--adapter must be a folder with adapter_config.json, got {arguments.adapter}")
+        raise FileNotFoundError(
+            f"--adapter must be a folder with adapter_config.json, got {arguments.adapter}"
+        )
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
     name = arguments.model or MODELS[arguments.setting.partition("-")[0]]
     loaded = load_model(name, device=arguments.device, dtype=dtype)
@@ -209,7 +238,14 @@ def _eval(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
     )
     options = {"max_new_tokens": arguments.max_new_tokens, "temperature": arguments.temperature}
-    run = {"setting": arguments.setting, "model": name, "note": loaded.note, **options, "rows": rows, "finished": True}
+    run = {
+        "setting": arguments.setting,
+        "model": name,
+        "note": loaded.note,
+        **options,
+        "rows": rows,
+        "finished": True,
+    }
     write_json(arguments.json, run)
     print(table2_text([run]))
     return 0

@@ -29,7 +29,8 @@ HELDOUT_SHARE = 0.2
 NUMBERS = range(2, 20)  # of the sums: 18² = 324 pairs
 PATIENCE = 500  # draws in a row without a new problem before a generator counts as exhausted
 PROBE = 50  # problems that tell whether a generator's answers are plain numbers
-GOLDS = 200  # golds at most that a reward of the helper process is asked about when a task is loaded
+# golds at most that a reward of the helper process is asked about when a task is loaded
+GOLDS = 200
 SECONDS = 5.0  # what a generator's own check may take for one completion
 
 Row = tuple[str, str]  # prompt, answer
@@ -119,18 +120,30 @@ def load_task(
     file or data set that can't be read. Warns: where some answers are not right by themselves.
     """
     name, options = str(name), options or {}
-    for what, value, least in (("seed", seed, 0), ("train_size", train_size, 1), ("heldout_size", heldout_size, 1)):
+    for what, value, least in (
+        ("seed", seed, 0),
+        ("train_size", train_size, 1),
+        ("heldout_size", heldout_size, 1),
+    ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
     wanted = _Wanted(seed, train_size, heldout_size, options, split)
     known = HUB_IDS.get(name, name)
-    is_file = Path(name).suffix.lower() == ".jsonl" or (known not in TASKS and "/" in name and Path(name).exists())
+    is_file = Path(name).suffix.lower() == ".jsonl" or (
+        known not in TASKS and "/" in name and Path(name).exists()
+    )
     if split is not None and known not in HUB_IDS.values():
-        raise ValueError(f"split is for {', '.join(HUB_IDS.values())}, got {split!r} for task {name!r}")
+        raise ValueError(
+            f"split is for {', '.join(HUB_IDS.values())}, got {split!r} for task {name!r}"
+        )
     if options and (is_file or known in TASKS):
-        raise ValueError(f"options are for the tasks of reasoning_gym, got {options} for task {name!r}")
+        raise ValueError(
+            f"options are for the tasks of reasoning_gym, got {options} for task {name!r}"
+        )
     if fixed := {"seed", "size"} & set(options):
-        raise ValueError(f"options must not hold {min(fixed)!r}: seed, train_size and heldout_size are arguments")
+        raise ValueError(
+            f"options must not hold {min(fixed)!r}: seed, train_size and heldout_size are arguments"
+        )
     if known in TASKS:
         return _task(name, TASKS[known](wanted), wanted)
     if is_file:
@@ -139,7 +152,11 @@ def load_task(
     if name in gym:
         return _task(name, _gym(name, wanted), wanted)
     close = difflib.get_close_matches(name, [*TASKS, *gym], n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(TASKS)} and reasoning_gym's"
+    hint = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"the names are {', '.join(TASKS)} and reasoning_gym's"
+    )
     if missing:
         hint = f"the names here are {', '.join(TASKS)}, and none of reasoning_gym's: {missing}"
     raise ValueError(f"no task is named {name!r}, nor is it a .jsonl file: {hint}")
@@ -150,8 +167,12 @@ def _task(name: str, source: _Source, wanted: _Wanted) -> Task:
     train, heldout = source.train[: wanted.train_size], source.heldout[: wanted.heldout_size]
     both = {prompt for prompt, _ in train} & {prompt for prompt, _ in heldout}
     if both:
-        raise ValueError(f"task {name!r}: {len(both)} prompts are in train and held-out, such as {min(both)!r}")
-    golds = check_golds(f"task {name!r}", (answer for _, answer in heldout + train), source.reward, source.own_text)
+        raise ValueError(
+            f"task {name!r}: {len(both)} prompts are in train and held-out, such as {min(both)!r}"
+        )
+    golds = check_golds(
+        f"task {name!r}", (answer for _, answer in heldout + train), source.reward, source.own_text
+    )
     sides = _dataset(train), _dataset(heldout)
     return Task(name, *sides, source.reward, source.max_new_tokens, source.system_prompt, *golds)
 
@@ -171,7 +192,9 @@ def check_golds(
 
     Raises: ValueError where all are wrong. Warns: where some are.
     """
-    texts = {answer: text for answer in dict.fromkeys(answers) if (text := own_text(answer)) is not None}
+    texts = {
+        answer: text for answer in dict.fromkeys(answers) if (text := own_text(answer)) is not None
+    }
     apart = 1 if reward is exact_number else max(1, math.ceil(len(texts) / GOLDS))
     asked = list(texts)[::apart]
     unequal = tuple(answer for answer in asked if reward(texts[answer], answer) != 1.0)
@@ -199,10 +222,15 @@ def _dataset(rows: list[Row]) -> Dataset:
 
 def _position(key: str) -> float:
     """Where a text stands between 0 and 1: below HELDOUT_SHARE is held-out, always and everywhere."""
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+    return (
+        int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big")
+        / 2**64
+    )
 
 
-def _divide(rows: Iterable[Row], key: Callable[[Row], str], seed: int, what: str) -> tuple[list[Row], list[Row]]:
+def _divide(
+    rows: Iterable[Row], key: Callable[[Row], str], seed: int, what: str
+) -> tuple[list[Row], list[Row]]:
     """Divide rows into train, shuffled by the seed, and held-out, in the order of their hashes.
 
     Rows of one key are on one side; of one prompt the first row stays. At least one key is on each side.
@@ -213,11 +241,15 @@ def _divide(rows: Iterable[Row], key: Callable[[Row], str], seed: int, what: str
     for row in rows:
         groups.setdefault(key(row), {}).setdefault(row[0], row)
     if len(groups) < 2:
-        raise ValueError(f"{what} must hold at least 2 different problems, one to train on and one to hold out")
+        raise ValueError(
+            f"{what} must hold at least 2 different problems, one to train on and one to hold out"
+        )
     keys = sorted(groups, key=_position)
     cut = sum(_position(k) < HELDOUT_SHARE for k in keys)
     cut = min(max(cut, 1), len(keys) - 1)
-    heldout, train = ([row for k in part for row in groups[k].values()] for part in (keys[:cut], keys[cut:]))
+    heldout, train = (
+        [row for k in part for row in groups[k].values()] for part in (keys[:cut], keys[cut:])
+    )
     random.Random(seed).shuffle(train)
     return train, heldout
 
@@ -237,7 +269,10 @@ def _arithmetic(wanted: _Wanted) -> _Source:
         n = min(n, len(all_problems(split)))
         return [(prompt, answer) for prompt, answer, _ in problems(split, seed, n)]
 
-    train, heldout = draw("train", wanted.seed, wanted.train_size), draw("held-out", 0, wanted.heldout_size)
+    train, heldout = (
+        draw("train", wanted.seed, wanted.train_size),
+        draw("held-out", 0, wanted.heldout_size),
+    )
     return _Source(train, heldout, exact_number, max_new_tokens=24)
 
 
@@ -252,7 +287,8 @@ def _sums(wanted: _Wanted, terms: int, ending: str, max_new_tokens: int) -> _Sou
         return " + ".join(sorted(numbers, key=int))
 
     train, heldout = _divide(rows, same_numbers, wanted.seed, "the sums")
-    random.Random(0).shuffle(heldout)  # else both orders of two numbers stand next to each other, and a part is half
+    # else both orders of two numbers stand next to each other, and a part is half
+    random.Random(0).shuffle(heldout)
     return _Source(train, heldout, exact_number, max_new_tokens)
 
 
@@ -274,7 +310,11 @@ def _gym(name: str, wanted: _Wanted) -> _Source:
             right_side = (_position(prompt) < HELDOUT_SHARE) == (side == "held-out")
             usable = not numeric or parse_number(answer or "") is not None
             if right_side and usable and prompt not in rows:
-                key = (answer or "") if numeric else json.dumps({"answer": answer, "seed": seed, "item": item})
+                key = (
+                    (answer or "")
+                    if numeric
+                    else json.dumps({"answer": answer, "seed": seed, "item": item})
+                )
                 rows[prompt], idle = key, 0
             else:
                 idle += 1
@@ -308,12 +348,17 @@ def _gym_stream(name: str, options: str, stream: str) -> Iterator[tuple[str, str
     a seed from a hash.
     """
     for chunk in itertools.count():
-        seed = int.from_bytes(hashlib.sha256(f"{name} {stream} {chunk}".encode()).digest()[:4], "big") >> 1
+        seed = (
+            int.from_bytes(hashlib.sha256(f"{name} {stream} {chunk}".encode()).digest()[:4], "big")
+            >> 1
+        )
         for start in range(0, verifier.CHUNK, 10):
             try:
                 items = verifier.call("gym_items", name, options, seed, start, start + 10)
             except verifier.HelperError as error:
-                raise ValueError(f"task {name!r} of reasoning_gym with options {options}: {error}") from error
+                raise ValueError(
+                    f"task {name!r} of reasoning_gym with options {options}: {error}"
+                ) from error
             for item, (question, answer) in enumerate(items, start):
                 yield question, answer, seed, item
 
@@ -335,7 +380,8 @@ def gym_reward(name: str, options: str, completion: str, answer: str) -> float:
     seed, item = key["seed"], key["item"]
     _, found, rest = completion.rpartition("<answer>")
     text = (rest.partition("</answer>")[0] if found else completion).strip()
-    verifier.call("gym_items", name, options, seed, item, item + 1)  # making the problem is not on the clock
+    # making the problem is not on the clock
+    verifier.call("gym_items", name, options, seed, item, item + 1)
     score = verifier.call("gym_score", name, options, seed, item, text, seconds=SECONDS)
     return float(score is not None and score >= 1.0)
 
@@ -352,7 +398,9 @@ def _gsm8k(wanted: _Wanted) -> _Source:
     """openai/gsm8k: trains on "train" and holds out "test"."""
     load = partial(_hub, "openai/gsm8k", "main", fields=("question", "answer"))
     if wanted.split is not None:
-        train, heldout = _divide(load(split=wanted.split), _prompt_of, wanted.seed, f"gsm8k's {wanted.split}")
+        train, heldout = _divide(
+            load(split=wanted.split), _prompt_of, wanted.seed, f"gsm8k's {wanted.split}"
+        )
     else:
         heldout = sorted(dict(load(split="test")).items(), key=lambda row: _position(row[0]))
         tested = {prompt for prompt, _ in heldout}
@@ -360,13 +408,17 @@ def _gsm8k(wanted: _Wanted) -> _Source:
         random.Random(wanted.seed).shuffle(train)
     for prompt, answer in train + heldout:
         if parse_number(answer) is None:
-            raise ValueError(f"gsm8k: the answer must end in #### and a number, got {answer!r} for {prompt!r}")
+            raise ValueError(
+                f"gsm8k: the answer must end in #### and a number, got {answer!r} for {prompt!r}"
+            )
     return _Source(train, heldout, exact_number, 320, HASHES)
 
 
 def _open_rs(wanted: _Wanted) -> _Source:
     """knoveleng/open-rs, which has one split: divided by hash."""
-    rows = _hub("knoveleng/open-rs", None, fields=("problem", "answer"), split=wanted.split or "train")
+    rows = _hub(
+        "knoveleng/open-rs", None, fields=("problem", "answer"), split=wanted.split or "train"
+    )
     train, heldout = _divide(rows, _prompt_of, wanted.seed, "open-rs")
     return _Source(train, heldout, math_equal, 2048, BOXED, boxed)
 
@@ -381,7 +433,9 @@ def _hub(path: str, config: str | None, *, fields: tuple[str, str], split: str) 
     return [(prompt, _final(answer)) for prompt, answer in rows]
 
 
-def hub_rows(path: str, config: str | None, *, fields: tuple[str, str], split: str, advice: str) -> list[Row]:
+def hub_rows(
+    path: str, config: str | None, *, fields: tuple[str, str], split: str, advice: str
+) -> list[Row]:
     """Two columns of a data set from the Hub or its local cache.
 
     Args:
@@ -399,11 +453,17 @@ def hub_rows(path: str, config: str | None, *, fields: tuple[str, str], split: s
         rows = datasets.load_dataset(path, config, split=split)
     except (ConnectionError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())
-        raise OSError(f"{path} can't be had from the Hugging Face Hub ({reason}): {advice}") from error
+        raise OSError(
+            f"{path} can't be had from the Hugging Face Hub ({reason}): {advice}"
+        ) from error
     missing = [field for field in fields if field not in rows.column_names]
     if missing:
-        raise ValueError(f"{path} must have the column {missing[0]!r}, got {', '.join(rows.column_names)}")
-    return [texts_of(row, f"{path}, row {n}", fields[:1], fields[1]) for n, row in enumerate(rows, 1)]
+        raise ValueError(
+            f"{path} must have the column {missing[0]!r}, got {', '.join(rows.column_names)}"
+        )
+    return [
+        texts_of(row, f"{path}, row {n}", fields[:1], fields[1]) for n, row in enumerate(rows, 1)
+    ]
 
 
 def _file(path: Path, wanted: _Wanted) -> _Source:
@@ -439,8 +499,11 @@ def json_lines(path: str | Path, expected: str) -> Iterator[tuple[str, dict[str,
     """
     path, empty = Path(path), True
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected one JSON object a line, {expected}")
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: a text may hold other line ends
+        raise FileNotFoundError(
+            f"{path} is not a file; expected one JSON object a line, {expected}"
+        )
+    # of bytes: a text may hold other line ends
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.strip():
             where, empty = f"{path}, line {number}", False
             yield where, _object(line, where, expected)
@@ -456,7 +519,8 @@ def _object(line: bytes, where: str, expected: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+    # a number of thousands of digits, or thousands of brackets
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: must be a JSON object {expected}, got {type(row).__name__}")
@@ -478,12 +542,16 @@ def texts_of(row: dict[str, Any], where: str, prompts: Sequence[str], answer: st
     names = ", ".join(row) or "none"
     if field is None:
         others = f" (or {', '.join(map(repr, prompts[1:]))})" if prompts[1:] else ""
-        raise ValueError(f"{where}: field {prompts[0]!r}{others} is missing, the fields are {names}")
+        raise ValueError(
+            f"{where}: field {prompts[0]!r}{others} is missing, the fields are {names}"
+        )
     if answer not in row:
         raise ValueError(f"{where}: field {answer!r} is missing, the fields are {names}")
     prompt, right = row[field], row[answer]
     if not _is_text(prompt):
-        raise ValueError(f"{where}: field {field!r} must be a text that is not empty, got {prompt!r}")
+        raise ValueError(
+            f"{where}: field {field!r} must be a text that is not empty, got {prompt!r}"
+        )
     if isinstance(right, int | float) and not isinstance(right, bool) and math.isfinite(right):
         right = str(right)
     if not _is_text(right):
@@ -497,7 +565,11 @@ def _no_answer(where: str, field: str, got: Any) -> str:
 
 def _is_text(value: object) -> bool:
     """Whether it is a text, not empty, without half of a surrogate pair, which a data set can't hold."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and not any("\ud800" <= c <= "\udfff" for c in value)
+    )
 
 
 def _final(answer: str) -> str:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from minigrpo.llm.models import HUB_ID, SMOLLM2_HUB, TINY, cache_folder, cached_folder, is_converted, quiet
+from minigrpo.llm.models import (
+    HUB_ID,
+    SMOLLM2_HUB,
+    TINY,
+    cache_folder,
+    cached_folder,
+    is_converted,
+    quiet,
+)
 from minigrpo.llm.runs import read_model_name
 
 CUT = "\ufffd"  # what decoding gives for a character of which bytes are missing
@@ -38,7 +46,9 @@ def _folder(model: str) -> Path | None:
     return cached_folder(model) if HUB_ID.fullmatch(model) else None
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Sequence[int]]) -> list[list[str]]:
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Sequence[int]]
+) -> list[list[str]]:
     """Say what each token adds to the text of those before it; "" for the first bytes of a character.
 
     Joined they are the completion's text, special tokens included.
@@ -46,7 +56,9 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Seq
     """
     unknown = {i for row in completion_ids for i in row if not 0 <= i < len(tokenizer)}
     if unknown:
-        raise ValueError(f"the model's tokenizer has {len(tokenizer)} tokens, and none with the id {min(unknown)}")
+        raise ValueError(
+            f"the model's tokenizer has {len(tokenizer)} tokens, and none with the id {min(unknown)}"
+        )
     return [list(_added(tokenizer, row)) for row in completion_ids]
 
 

@@ -41,7 +41,12 @@ from minigrpo.objectives import OBJECTIVES
 
 
 def train(
-    settings: Settings, out: str | Path, *, resume: bool = False, progress: bool = True, tell: bool = False
+    settings: Settings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    tell: bool = False,
 ) -> bool:
     """Fine-tune a model, and leave the folder of a run (`runs`).
 
@@ -68,7 +73,13 @@ def train(
     run = Path(out)
     task, loaded, learner, first, history = begin(settings, run, resume, tell)
     objective = OBJECTIVES[settings.objective]
-    bar = tqdm(total=settings.updates, initial=first, disable=not progress, desc=settings.objective, unit=" updates")
+    bar = tqdm(
+        total=settings.updates,
+        initial=first,
+        disable=not progress,
+        desc=settings.objective,
+        unit=" updates",
+    )
     with bar, stop_signals() as stop:
         for update in range(first, settings.updates + 1):
             last = update == settings.updates
@@ -87,7 +98,10 @@ def train(
 
             # 2. The objective turns rewards and shared prefixes into advantages and step weights, both (P, G, T).
             advantages, step_weights = objective(
-                scored.rewards, samples.completion_ids, samples.completion_mask, scale=settings.scale
+                scored.rewards,
+                samples.completion_ids,
+                samples.completion_mask,
+                scale=settings.scale,
             )
 
             # 3. Descend on the loss, μ times on these samples.
@@ -100,11 +114,15 @@ def train(
             row |= spent(row["tokens"], started, settings)
             history.append(row)
             row["warnings"] = warnings_of(history, settings)
-            row["warnings"] += mismatch([each["gap"] for each in learned], settings, learner.dropout)
+            row["warnings"] += mismatch(
+                [each["gap"] for each in learned], settings, learner.dropout
+            )
             runs.append_metrics(run, row)
             show(bar, row, last)
             if stop or last or (update + 1) % settings.save_every == 0:
-                runs.save_checkpoint(run, update + 1, trained_weights(learner.model), learner.optimizer)
+                runs.save_checkpoint(
+                    run, update + 1, trained_weights(learner.model), learner.optimizer
+                )
             if stop and not last:
                 return False
     return True
@@ -170,13 +188,17 @@ def problems_of(task: Task, settings: Settings, update: int) -> dict[str, list[s
     size = len(task.train)
 
     def order(epoch: int) -> Tensor:
-        return torch.randperm(size, generator=torch.Generator().manual_seed(seed_of(settings, epoch)))
+        return torch.randperm(
+            size, generator=torch.Generator().manual_seed(seed_of(settings, epoch))
+        )
 
     places = range(update * settings.prompts, (update + 1) * settings.prompts)
     return task.train[[int(order(place // size)[place % size]) for place in places]]
 
 
-def sample(loaded: LoadedModel, task: Task, problems: dict[str, list[str]], settings: Settings, update: int) -> Scored:
+def sample(
+    loaded: LoadedModel, task: Task, problems: dict[str, list[str]], settings: Settings, update: int
+) -> Scored:
     """The groups of an update, from the policy as it is.
 
     Args:

@@ -23,7 +23,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from minigrpo.llm.agreement import draws_dropout, probe, usable_forwards
-from minigrpo.llm.forward import FORWARDS, TREE, Forward, ForwardCosts, cheapest_forward, forward_costs
+from minigrpo.llm.forward import (
+    FORWARDS,
+    TREE,
+    Forward,
+    ForwardCosts,
+    cheapest_forward,
+    forward_costs,
+)
 from minigrpo.llm.models import checkpointing_name
 from minigrpo.llm.sampling import Samples, window_of
 from minigrpo.llm.settings import Settings
@@ -53,7 +60,9 @@ class Learner:
         return self.model.get_base_model() if self.settings.lora_rank else self.model
 
 
-def new_learner(model: PreTrainedModel, settings: Settings, costs: ForwardCosts | None = None) -> tuple[Learner, str]:
+def new_learner(
+    model: PreTrainedModel, settings: Settings, costs: ForwardCosts | None = None
+) -> tuple[Learner, str]:
     """Make a model ready to learn.
 
     Args:
@@ -76,7 +85,9 @@ def new_learner(model: PreTrainedModel, settings: Settings, costs: ForwardCosts 
         forwards, reason = usable_forwards(model, settings)
         dropout = settings.lora_dropout > 0 or draws_dropout(model, probe(model))
     costs = costs or forward_costs(model)
-    learner = Learner(adapted, reference, optimizer, settings, forwards, costs, settings.micro_batch, dropout)
+    learner = Learner(
+        adapted, reference, optimizer, settings, forwards, costs, settings.micro_batch, dropout
+    )
     return learner, reason
 
 
@@ -91,13 +102,16 @@ def set_attention(model: PreTrainedModel, kind: str) -> None:
     try:
         model.set_attn_implementation(kind)
     except ValueError as error:
-        raise ValueError(f"attention {kind!r} is not there for {type(model).__name__}: leave it at default") from error
+        raise ValueError(
+            f"attention {kind!r} is not there for {type(model).__name__}: leave it at default"
+        ) from error
 
 
 def prepare(model: nn.Module, settings: Settings) -> nn.Module:
     """Put LoRA adapters on all linear layers where asked, and turn on gradient checkpointing."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of names in peft that work in all of transformers 5
+        # of names in peft that work in all of transformers 5
+        warnings.simplefilter("ignore", FutureWarning)
         if settings.gradient_checkpointing:
             name = checkpointing_name(model)
             getattr(model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
@@ -133,7 +147,9 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def autocast(settings: Settings) -> torch.autocast:
     """bfloat16 in matrix products where the settings ask for it."""
-    return torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.dtype == "bfloat16")
+    return torch.autocast(
+        torch.device(settings.device).type, torch.bfloat16, enabled=settings.dtype == "bfloat16"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,7 +157,9 @@ def autocast(settings: Settings) -> torch.autocast:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def descend(learner: Learner, samples: Samples, advantages: Tensor, step_weights: Tensor) -> dict[str, Any]:
+def descend(
+    learner: Learner, samples: Samples, advantages: Tensor, step_weights: Tensor
+) -> dict[str, Any]:
     """Make one optimiser update on a batch.
 
     Where memory runs out, `learner.micro_batch` is halved and the gradient begins anew: it comes out the same.
@@ -183,7 +201,9 @@ def descend(learner: Learner, samples: Samples, advantages: Tensor, step_weights
     return learned | {"grad_norm": norm}
 
 
-def accumulate(learner: Learner, samples: Samples, advantages: Tensor, step_weights: Tensor) -> dict[str, Any]:
+def accumulate(
+    learner: Learner, samples: Samples, advantages: Tensor, step_weights: Tensor
+) -> dict[str, Any]:
     """Leave the gradient of the whole batch's loss in the weights.
 
     Args: as `descend`.
@@ -206,7 +226,9 @@ def accumulate(learner: Learner, samples: Samples, advantages: Tensor, step_weig
     for chosen, completions in micro_batches(samples, groups, learner.micro_batch):
         part = select(samples, chosen, completions)
         T = part.completion_ids.shape[2]
-        name, layout = cheapest_forward(part, learner.costs, learner.forwards, window=window_of(learner.causal))
+        name, layout = cheapest_forward(
+            part, learner.costs, learner.forwards, window=window_of(learner.causal)
+        )
         forward = FORWARDS[name]
         with autocast(settings):
             logps = forward.logps(learner.causal, layout, temperature=settings.temperature)

@@ -38,7 +38,8 @@ class MissingPackage(ValueError):
 # This side: start the helper, ask it, end it.
 
 _lock = threading.Lock()
-_helpers: dict[int, subprocess.Popen[bytes]] = {}  # by our own process id: a fork must not share its parent's pipes
+# by our own process id: a fork must not share its parent's pipes
+_helpers: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def _helper() -> subprocess.Popen[bytes]:
@@ -47,7 +48,9 @@ def _helper() -> subprocess.Popen[bytes]:
     if running is None or running.poll() is not None:  # none yet, or someone else killed it
         _end()
         # not `-m`: that would import torch; not the path alone: that would put minigrpo/llm before every other module
-        code = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
+        code = (
+            f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
+        )
         environment = os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
         _helpers[os.getpid()] = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -99,9 +102,12 @@ def call(function: str, *arguments: Any, seconds: float | None = None) -> Any:
             if seconds is not None:
                 timer.cancel()
                 timer.join()
-            if not reply or late.is_set():  # also after Ctrl-C: the answer to this question must not meet the next one
+            # also after Ctrl-C: the answer to this question must not meet the next one
+            if not reply or late.is_set():
                 _end()
-    result, error, missing = json.loads(reply) if reply else (None, "the helper process ended", None)
+    result, error, missing = (
+        json.loads(reply) if reply else (None, "the helper process ended", None)
+    )
     if missing is not None and (seconds is None or missing in ("math_verify", "reasoning_gym")):
         advice = "pip install 'minigrpo[llm]'" if missing == "math_verify" else GYM
         raise MissingPackage(f"{missing} is not installed: {advice}")
@@ -130,7 +136,9 @@ def math_equal(completion: str, answer: str) -> bool:
     """Whether math-verify finds both equal, the answer in a box or in $…$, without its own time limits."""
     from math_verify import parse, verify
 
-    return bool(verify(_gold(answer), parse(completion, parsing_timeout=None), timeout_seconds=None))
+    return bool(
+        verify(_gold(answer), parse(completion, parsing_timeout=None), timeout_seconds=None)
+    )
 
 
 def gym_names() -> list[str]:
@@ -145,7 +153,9 @@ def _gym(name: str, options: str, seed: int) -> Any:
     """One of reasoning_gym's data sets; options as JSON."""
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(name, **(json.loads(options) | {"seed": seed, "size": CHUNK}))
+    return reasoning_gym.create_dataset(
+        name, **(json.loads(options) | {"seed": seed, "size": CHUNK})
+    )
 
 
 @cache
@@ -178,7 +188,9 @@ def gym_score(name: str, options: str, seed: int, item: int, text: str) -> float
         item: which problem.
         text: the completion.
     """
-    return float(_gym(name, options, seed).score_answer(text, _gym_entry(name, options, seed, item)))
+    return float(
+        _gym(name, options, seed).score_answer(text, _gym_entry(name, options, seed, item))
+    )
 
 
 FUNCTIONS = {f.__name__: f for f in (load, math_equal, gym_names, gym_items, gym_score)}

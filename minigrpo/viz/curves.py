@@ -15,7 +15,17 @@ from minigrpo.checks import check_choice
 from minigrpo.experiments.theorem import BROKEN, TOLERANCE, is_broken
 from minigrpo.experiments.trap import COMPARED
 from minigrpo.paper import TABLE1
-from minigrpo.viz.style import FLOOR, LINES, MARKERS, NAMES, PALETTE, SMOOTHED, ShownFigure, label_axes, true_minus
+from minigrpo.viz.style import (
+    FLOOR,
+    LINES,
+    MARKERS,
+    NAMES,
+    PALETTE,
+    SMOOTHED,
+    ShownFigure,
+    label_axes,
+    true_minus,
+)
 
 
 def plot_theorem(rows: Iterable[dict]) -> Figure:
@@ -49,7 +59,9 @@ def plot_theorem(rows: Iterable[dict]) -> Figure:
     return figure
 
 
-def _draw_gaps(axes: Axes, rows: Sequence[dict], cases: Sequence[int], label: str, *, color: str, marker: str) -> None:
+def _draw_gaps(
+    axes: Axes, rows: Sequence[dict], cases: Sequence[int], label: str, *, color: str, marker: str
+) -> None:
     """Draw the gaps of some cases, each on its line."""
     largest = [max(rows[k]["grad_gap"], FLOOR) for k in cases]
     median = [max(rows[k]["median_gap"], FLOOR) for k in cases]
@@ -81,7 +93,9 @@ def plot_table1(rows: Sequence[dict], differences: Sequence[dict]) -> Figure:
         if objective in COMPARED:
             values = [both[COMPARED.index(objective)] for both in paper.values()]
             label = f"{NAMES[objective]} in the paper (GPT-2 small, 5 seeds)"
-            handles += above.plot(places + left + 0.1, values, label=label, markerfacecolor="white", **style)
+            handles += above.plot(
+                places + left + 0.1, values, label=label, markerfacecolor="white", **style
+            )
 
     paired = [row for row in differences if row["difference"] == "lambda_grpo − grpo"]
     style = {"marker": "D", "color": PALETTE["good"], "linestyle": "none"}
@@ -91,7 +105,9 @@ def plot_table1(rows: Sequence[dict], differences: Sequence[dict]) -> Figure:
     below.axhline(0, color="black", linewidth=1)
 
     above.set_ylim(-0.05, 1.05)
-    below.set_xticks(range(len(cells)), [true_minus(f"n = {n}\nr_neg = {r_neg:+.1f}") for n, r_neg in cells])
+    below.set_xticks(
+        range(len(cells)), [true_minus(f"n = {n}\nr_neg = {r_neg:+.1f}") for n, r_neg in cells]
+    )
     label_axes(above, y="target frequency\n(share of samples, 0 to 1)")
     cell = "cell (n actions shared with the target; reward r_neg)"
     label_axes(below, cell, "λ-GRPO − GRPO\n(paired, 95% interval)")
@@ -105,7 +121,9 @@ def _intervals(axes: Axes, cells: Sequence, shift: float, rows: Sequence[dict], 
     mean = np.array([row["mean"] for row in rows])
     below = mean - [row["ci_low"] for row in rows]
     above = [row["ci_high"] for row in rows] - mean
-    return axes.errorbar(x, mean, yerr=(below, above), markersize=8, elinewidth=1.8, capsize=4, **style)
+    return axes.errorbar(
+        x, mean, yerr=(below, above), markersize=8, elinewidth=1.8, capsize=4, **style
+    )
 
 
 def plot_trap_curves(hits: dict[str, Tensor], cells: Sequence[tuple[int, float]]) -> Figure:
@@ -140,7 +158,9 @@ def check_hits(hits: dict[str, Tensor], cells: Sequence[tuple[int, float]]) -> t
     for objective, hit in hits.items():
         check_choice("objective", objective, NAMES)
         if hit.ndim != 3 or len(hit) != len(cells):
-            raise ValueError(f"hits[{objective!r}] must be ({len(cells)}, seeds, updates), got {tuple(hit.shape)}")
+            raise ValueError(
+                f"hits[{objective!r}] must be ({len(cells)}, seeds, updates), got {tuple(hit.shape)}"
+            )
     if not hits:
         raise ValueError("hits must hold at least one objective, got none")
     return hit.shape[1:]
@@ -156,7 +176,9 @@ def draw_curves(axes: Axes, hits: dict[str, Tensor]) -> None:
         updates = len(mean)
         x = np.arange(1, updates + 1)
         hue = PALETTE[objective]
-        axes.plot(x, mean, color=hue, linestyle=LINES[objective], linewidth=2.2, label=NAMES[objective])
+        axes.plot(
+            x, mean, color=hue, linestyle=LINES[objective], linewidth=2.2, label=NAMES[objective]
+        )
         low = (mean - error).clip(0, 1)
         high = (mean + error).clip(0, 1)
         axes.fill_between(x, low, high, color=hue, alpha=0.18, linewidth=0)
@@ -194,7 +216,9 @@ def plot_overlap(rows: Sequence[dict]) -> Figure:
             y = [row[column] for row in own]
             axes.plot(x, y, color=PALETTE[hue], linewidth=0.8, alpha=0.35)
             smooth = _trailing_mean(np.array(y, dtype=float))
-            axes.plot(x, smooth, color=PALETTE[hue], linestyle=line, linewidth=2.2, label=f"G = {G}")
+            axes.plot(
+                x, smooth, color=PALETTE[hue], linestyle=line, linewidth=2.2, label=f"G = {G}"
+            )
         axes.set_ylim(bottom=0)
         label_axes(axes, "update", label)
     note = f"thin: each update; thick: mean of the last {SMOOTHED} updates"

@@ -44,11 +44,15 @@ def _draw_rows(axes: Axes, prompt: str, completions: Sequence[str]) -> None:
             new = not padding and text[: t + 1] not in seen
             seen.add(text[: t + 1])
             face = PALETTE["good"] if new else PALETTE["grid"]
-            box = Rectangle((t, i), 0.92, 0.86, facecolor="none" if padding else face, edgecolor=PALETTE["grid"])
+            box = Rectangle(
+                (t, i), 0.92, 0.86, facecolor="none" if padding else face, edgecolor=PALETTE["grid"]
+            )
             axes.add_patch(box)
             if not padding:
                 colour = "white" if new else "black"
-                axes.text(t + 0.46, i + 0.45, text[t], ha="center", va="center", color=colour, fontsize=9)
+                axes.text(
+                    t + 0.46, i + 0.45, text[t], ha="center", va="center", color=colour, fontsize=9
+                )
     axes.set(xlim=(-0.2, length), ylim=(G, -0.3), aspect="equal")
     axes.set_axis_off()
     title = f"Padded: {G} rows of {length} = {G * length} tokens."
@@ -60,7 +64,13 @@ def _draw_mask(axes: Axes, packed: PackedGroups) -> None:
     """Draw which tokens of the packed tree see which."""
     letters = [chr(token) for token in packed.ids[0].tolist()]
     N = len(letters)
-    axes.imshow(ancestor_mask(packed.end)[0].numpy(), cmap=_shades(), vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(
+        ancestor_mask(packed.end)[0].numpy(),
+        cmap=_shades(),
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     axes.set_xticks(range(N), letters, fontsize=7)
     axes.set_yticks(range(N), letters, fontsize=7)
 

@@ -15,7 +15,9 @@ from minigrpo.viz.style import NAMES, ShownFigure, label_axes
 from minigrpo.viz.tree import COMPACT, claim_of, draw_legend, draw_tree, place_steps
 
 
-def plot_readme(tree: ProcessTree, hits: dict[str, Tensor], cells: Sequence[tuple[int, float]]) -> Figure:
+def plot_readme(
+    tree: ProcessTree, hits: dict[str, Tensor], cells: Sequence[tuple[int, float]]
+) -> Figure:
     """Draw the flaw on a tree beside the learning curves of the trap, averaged over its cells.
 
     Args:
@@ -43,8 +45,12 @@ def plot_readme(tree: ProcessTree, hits: dict[str, Tensor], cells: Sequence[tupl
     right.legend(loc="lower right", fontsize=11, frameon=False)
 
     window = DEFAULT_TRAP.window
-    scores = ", ".join(f"{NAMES[objective]} {hit[..., -window:].mean():.0%}" for objective, hit in hits.items())
-    group = f"{len(tree.completions)} completions as a tree of process steps; r: outcome reward, ★ best"
+    scores = ", ".join(
+        f"{NAMES[objective]} {hit[..., -window:].mean():.0%}" for objective, hit in hits.items()
+    )
+    group = (
+        f"{len(tree.completions)} completions as a tree of process steps; r: outcome reward, ★ best"
+    )
     result = f"Samples on the trap’s best path:\n{scores}"
     basis = f"in the last {window} of {updates} updates; mean of {len(cells)} cells,\n{seeds} seeds, and its 95% band"
     _headline(figure, 0.1, textwrap.fill(claim_of(tree), 56), group)

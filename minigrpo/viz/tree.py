@@ -47,7 +47,9 @@ def plot_tree(tree: ProcessTree, title: str | None = None) -> Figure:
     total = height + 1.1
     figure = ShownFigure(figsize=(width, total))
     text = textwrap.fill(claim_of(tree) if title is None else title, int(9 * width))
-    figure.text(0.5, 1 - 0.1 / total, text, size=12, weight="bold", ha="center", va="top", parse_math=False)
+    figure.text(
+        0.5, 1 - 0.1 / total, text, size=12, weight="bold", ha="center", va="top", parse_math=False
+    )
     draw_tree(figure.add_axes((0, 0.55 / total, 1, height / total)), tree, places, WIDE)
     draw_legend(figure, x=0.5, y=0.02 / total)
     return figure
@@ -59,7 +61,11 @@ def place_steps(tree: ProcessTree, size: Geometry) -> tuple[Places, float, float
 
     def place(node: Node, x: float) -> float:
         below = [place(child, x + size.column) for child in node.children]
-        y = (below[0] + below[-1]) / 2 if below else next(leaves) * size.row + size.height / 2 + 0.06
+        y = (
+            (below[0] + below[-1]) / 2
+            if below
+            else next(leaves) * size.row + size.height / 2 + 0.06
+        )
         places[node] = x, y
         return y
 
@@ -92,7 +98,9 @@ def draw_tree(axes: Axes, tree: ProcessTree, places: Places, size: Geometry) -> 
     completions = len(tree.completions)
     middle = (places[tree.roots[0]][1] + places[tree.roots[-1]][1]) / 2
     text = f"prompt\nG = {completions}"
-    axes.text(size.prompt - 0.24, middle, text, fontsize=9, va="center", ha="right", linespacing=1.3)
+    axes.text(
+        size.prompt - 0.24, middle, text, fontsize=9, va="center", ha="right", linespacing=1.3
+    )
     _draw_branches(axes, places, (size.prompt - 0.2, middle), tree.roots, completions)
 
     for node in tree.nodes:
@@ -104,23 +112,37 @@ def draw_tree(axes: Axes, tree: ProcessTree, places: Places, size: Geometry) -> 
 
 
 def _draw_branches(
-    axes: Axes, places: Places, start: tuple[float, float], children: Sequence[Node], completions: int
+    axes: Axes,
+    places: Places,
+    start: tuple[float, float],
+    children: Sequence[Node],
+    completions: int,
 ) -> None:
     """Join a step to those that follow it; the line is as wide as the share of the group that goes there."""
     for child in children:
         x, y = places[child]
         points = [start, (x - 0.2, start[1]), (x - 0.05, start[1]), (x - 0.15, y), (x, y)]
-        curve = Curve(points, [Curve.MOVETO, Curve.LINETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
+        curve = Curve(
+            points, [Curve.MOVETO, Curve.LINETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]
+        )
         thick = 1 + 9 * len(child.members) / completions
-        axes.add_patch(PathPatch(curve, fill=False, edgecolor=PALETTE["branch"], linewidth=thick, capstyle="butt"))
+        axes.add_patch(
+            PathPatch(
+                curve, fill=False, edgecolor=PALETTE["branch"], linewidth=thick, capstyle="butt"
+            )
+        )
 
 
-def _draw_box(axes: Axes, tree: ProcessTree, node: Node, size: Geometry, x: float, y: float) -> None:
+def _draw_box(
+    axes: Axes, tree: ProcessTree, node: Node, size: Geometry, x: float, y: float
+) -> None:
     """Draw the box of a step with its tokens: the stronger its advantage, the deeper its colour."""
     hue = PALETTE["good" if node.advantage > 0 else "bad"]
     depth = 0.0
     if node.advantage:
-        depth = 0.08 + 0.47 * abs(node.advantage) / max(abs(other.advantage) for other in tree.nodes)
+        depth = 0.08 + 0.47 * abs(node.advantage) / max(
+            abs(other.advantage) for other in tree.nodes
+        )
     edge = hue if node.advantage else PALETTE["branch"]
     flawed = node is _flaw(tree)
     box = FancyBboxPatch(
@@ -141,7 +163,9 @@ def _draw_box(axes: Axes, tree: ProcessTree, node: Node, size: Geometry, x: floa
         axes.text(y=y + 0.12, s=true_minus(numbers), size=8.5, **middle)
 
 
-def _draw_outcome(axes: Axes, tree: ProcessTree, node: Node, size: Geometry, x: float, y: float) -> None:
+def _draw_outcome(
+    axes: Axes, tree: ProcessTree, node: Node, size: Geometry, x: float, y: float
+) -> None:
     """Write beside a step the outcome rewards of the completions that end with it."""
     going_on = {i for child in node.children for i in child.members}
     rewards = sorted({tree.rewards[i] for i in node.members if i not in going_on})
@@ -155,7 +179,9 @@ def _draw_outcome(axes: Axes, tree: ProcessTree, node: Node, size: Geometry, x: 
     axes.text(x + size.box + 0.08, y, true_minus(text), size=9.5, va="center", weight=weight)
 
 
-def _draw_pushes(axes: Axes, node: Node, size: Geometry, corner: tuple[float, float], zero: float, unit: float) -> None:
+def _draw_pushes(
+    axes: Axes, node: Node, size: Geometry, corner: tuple[float, float], zero: float, unit: float
+) -> None:
     """Draw below a box what each objective pushes on a token of the step: a bar from a zero line, and the number."""
     x, y = corner
     thick = 0.15
@@ -166,7 +192,9 @@ def _draw_pushes(axes: Axes, node: Node, size: Geometry, corner: tuple[float, fl
         edge = {"edgecolor": "white", "linewidth": min(1.0, 12 * abs(length))}
         for segment in range(count):
             start = x + zero + segment * length
-            axes.add_patch(Rectangle((start, top), length, thick, facecolor=PALETTE[objective], **edge))
+            axes.add_patch(
+                Rectangle((start, top), length, thick, facecolor=PALETTE[objective], **edge)
+            )
         times = f"{count} × " if count > 1 else ""
         number = true_minus(f"{times}{node.advantage:+.2f}")
         text = f"{NAMES[objective]} {number}" if size.details else number
@@ -182,17 +210,27 @@ def draw_legend(figure: Figure, x: float, y: float) -> None:
         x: of its middle, a share of the figure.
         y: of its foot, a share of the figure.
     """
-    labels = {"grpo": "upper bar: GRPO |λ|·A, a segment per completion", "lambda_grpo": "lower bar: λ-GRPO A"}
-    handles = [Rectangle((0, 0), 1, 1, color=PALETTE[objective], label=label) for objective, label in labels.items()]
+    labels = {
+        "grpo": "upper bar: GRPO |λ|·A, a segment per completion",
+        "lambda_grpo": "lower bar: λ-GRPO A",
+    }
+    handles = [
+        Rectangle((0, 0), 1, 1, color=PALETTE[objective], label=label)
+        for objective, label in labels.items()
+    ]
     title = "push on each token of the step: left of the line less likely, right of it more likely"
     place = {"loc": "lower center", "bbox_to_anchor": (x, y), "ncols": 2}
-    figure.legend(handles=handles, title=title, fontsize=9, title_fontsize=9, frameon=False, **place)
+    figure.legend(
+        handles=handles, title=title, fontsize=9, title_fontsize=9, frameon=False, **place
+    )
 
 
 def _flaw(tree: ProcessTree) -> Node | None:
     """The step that GRPO pushes down most, more than once, though a best completion of the group goes through it."""
     best = {i for i, reward in enumerate(tree.rewards) if reward == max(tree.rewards)}
-    flawed = [n for n in tree.nodes if n.advantage < 0 and len(n.members) > 1 and best & set(n.members)]
+    flawed = [
+        n for n in tree.nodes if n.advantage < 0 and len(n.members) > 1 and best & set(n.members)
+    ]
     return min(flawed, key=lambda node: len(node.members) * node.advantage, default=None)
 
 
@@ -202,7 +240,9 @@ def claim_of(tree: ProcessTree) -> str:
     if node is None:
         return f"The process steps of {len(tree.completions)} completions"
     pushed = f"GRPO pushes “{_tokens(node, 24)}” down {len(node.members)} times"
-    return f"{pushed}, though the best completion {'goes through' if node.start else 'begins with'} it"
+    return (
+        f"{pushed}, though the best completion {'goes through' if node.start else 'begins with'} it"
+    )
 
 
 def _tokens(node: Node, letters: int) -> str:
