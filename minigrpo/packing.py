@@ -67,35 +67,45 @@ def pack(
     _check_prompts(prompt_ids, prompt_mask, completion_ids)
     P, G, T = completion_ids.shape
     device = completion_ids.device
+
+    # 1. Which tokens make a node: of the sorted rows, the first that has the same tokens 0…t.
     order, first = sort_prefixes(completion_ids, completion_mask)  # (P·G,), (P·G, T)
     sorted_mask = completion_mask.flatten(0, 1)[order]
-    # a node is made where it is first
-    new = sorted_mask & (first == torch.arange(P * G, device=device).unsqueeze(1))
-    lengths = prompt_mask.sum(dim=1, keepdim=True)  # (P, 1)
-    # (P, G·T), nodes are numbered in depth-first order
-    made = lengths + new.view(P, G * T).cumsum(dim=1) - 1
-    size = lengths + new.view(P, G * T).sum(dim=1, keepdim=True)  # (P, 1)
-    N = int(size.max())
-    place = made.view(P * G, T).gather(0, first).masked_fill(~sorted_mask, N)
-    place = torch.empty_like(place).index_copy(0, order, place).view(P, G, T)
+    new = sorted_mask & (first == torch.arange(P * G, device=device).unsqueeze(1))  # (P·G, T)
+    new = new.view(P, G * T)
 
+    # 2. Number the nodes of each tree in depth-first order, those of the prompt first.
+    lengths = prompt_mask.sum(dim=1, keepdim=True)  # (P, 1)
+    numbers = lengths + new.cumsum(dim=1) - 1  # (P, G·T)
+    size = lengths + new.sum(dim=1, keepdim=True)  # (P, 1)
+    N = int(size.max())
+
+    # 3. Where each token stands: at the number of its node; what is masked at N, one column too far.
+    place = numbers.view(P * G, T).gather(0, first).masked_fill(~sorted_mask, N)
+    place = torch.empty_like(place).index_copy(0, order, place).view(P, G, T)
     prompt_place = (prompt_mask.cumsum(dim=1) - 1).masked_fill(~prompt_mask, N)  # (P, L)
     slots = torch.cat([prompt_place, place.flatten(1)], dim=1)  # (P, L + G·T)
 
     def put(prompt: Tensor, completion: Tensor, fill: Tensor | int, reduce: str = "amax") -> Tensor:
-        values = torch.cat(
-            [prompt.expand_as(prompt_place), completion.expand_as(place).flatten(1)], dim=1
-        )
-        # the last column takes what is masked
-        out = torch.zeros(P, N + 1, dtype=torch.long, device=device) + fill
-        return out.scatter_reduce(1, slots, values.long(), reduce, include_self=False)[:, :N]
+        """Bring values of tokens, (P, L) and (P, G, T), to their nodes, (P, N)."""
+        prompt = prompt.expand_as(prompt_place)
+        completion = completion.expand_as(place).flatten(1)
+        values = torch.cat([prompt, completion], dim=1)  # (P, L + G·T)
+        nodes = torch.zeros(P, N + 1, dtype=torch.long, device=device) + fill
+        return nodes.scatter_reduce(1, slots, values.long(), reduce, include_self=False)[:, :N]
 
+    # 4. What a node is to know: depth, parent, where its descendants end, how often it was sampled, and one source.
     t = torch.arange(T, device=device)
-    before = torch.cat([(lengths - 1).unsqueeze(1).expand(P, G, 1), place[..., :-1]], dim=2)
-    # (P, G, 1), of its row
-    last = place.masked_fill(~completion_mask, -1).amax(dim=2, keepdim=True)
+    prompt_end = (
+        (lengths - 1).unsqueeze(1).expand(P, G, 1)
+    )  # the parent of each completion's first token
+    before = torch.cat([prompt_end, place[..., :-1]], dim=2)  # (P, G, T)
+    last = place.masked_fill(~completion_mask, -1).amax(
+        dim=2, keepdim=True
+    )  # (P, G, 1), of its row
     index = (torch.arange(G, device=device) * T).unsqueeze(1) + t  # (G, T)
-    none, one = torch.zeros_like(prompt_place), torch.ones_like(place)
+    none = torch.zeros_like(prompt_place)
+    one = torch.ones_like(place)
     return PackedGroups(
         ids=put(prompt_ids, completion_ids, 0),
         depth=put(prompt_place, lengths.unsqueeze(2) + t, 0),
@@ -203,18 +213,20 @@ def tree_loss(
         if value is not None:
             check_tensor(name, value, "float", packed.ids.shape)
     check_loss_options(epsilon, beta, "token-mean", num_tokens, has_reference=ref_logps is not None)
-    node = packed.multiplicity > 0
-    push = step_weights * advantages
-    up, down, weight, old = (
-        node_sum(value, packed)[node]
-        for value in (push.clamp(min=0), push.clamp(max=0), step_weights, old_logps)
-    )  # (nodes,)
-    old, logps = old / packed.multiplicity[node], logps[node]
-    per_node = clipped_surrogate(logps, old, up, epsilon) + clipped_surrogate(
-        logps, old, down, epsilon
-    )
+    node = packed.multiplicity > 0  # (P, N)
+
+    def summed(values: Tensor) -> Tensor:
+        return node_sum(values, packed)[node]  # (P, G, T) → (nodes,)
+
+    # A node's copies differ in their advantages alone, and the clip is linear in these on either side of 0.
+    push = step_weights * advantages  # (P, G, T)
+    old = summed(old_logps) / packed.multiplicity[node]
+    logps = logps[node]
+    up = clipped_surrogate(logps, old, summed(push.clamp(min=0)), epsilon)
+    down = clipped_surrogate(logps, old, summed(push.clamp(max=0)), epsilon)
+    per_node = up + down
     if beta > 0 and ref_logps is not None:
-        per_node = per_node - beta * weight * kl_k3(logps, ref_logps[node])
+        per_node = per_node - beta * summed(step_weights) * kl_k3(logps, ref_logps[node])
     return -per_node.sum() / (packed.multiplicity.sum() if num_tokens is None else num_tokens)
 
 

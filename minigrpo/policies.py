@@ -29,11 +29,14 @@ class TabularPolicy(nn.Module):
 
 
 class MLPPolicy(nn.Module):
-    """A two-layer perceptron on the one-hot state."""
+    """A two-layer perceptron on the one-hot state.
+
+    logits = W₂ · tanh(W₁ · e_s) + b
+    """
 
     def __init__(self, num_states: int, num_actions: int, width: int = 32) -> None:
         super().__init__()
-        # the one-hot state times the first weight matrix
+        # An embedding is the one-hot state times the first weight matrix.
         self.hidden = nn.Embedding(num_states, width)
         self.head = nn.Linear(width, num_actions)
 
@@ -42,7 +45,12 @@ class MLPPolicy(nn.Module):
 
 
 class TransformerPolicy(nn.Module):
-    """A causal transformer (pre-norm, sinusoidal positions) over states and earlier actions."""
+    """A causal transformer (pre-norm, sinusoidal positions) over states and earlier actions.
+
+        x_t = E_s[sₜ] + E_a[aₜ₋₁] + position(t);   logits = W · norm(blocks(x)) + b
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762; norms before each part: Xiong et al. 2020, arXiv 2002.04745.
+    """
 
     def __init__(
         self,
@@ -71,23 +79,28 @@ class TransformerPolicy(nn.Module):
 
 
 class Block(nn.Module):
-    """Causal self-attention, then a perceptron, each on a residual."""
+    """Causal self-attention, then a perceptron, each on a residual.
+
+    x ← x + W_o · softmax(QKᵀ/√d + causal mask)V,   then   x ← x + MLP(x),   Q, K, V and MLP of norm(x)
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # (…, heads, T, W/heads)
-            for y in self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        )
+        qkv = self.qkv(self.norm1(x)).unflatten(
+            -1, (3 * self.heads, -1)
+        )  # (…, T, 3·heads, W/heads)
+        q, k, v = qkv.transpose(-2, -3).chunk(3, dim=-3)  # each (…, heads, T, W/heads)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (…, heads, T, T)
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         mixed = scores.masked_fill(later, -math.inf).softmax(dim=-1) @ v

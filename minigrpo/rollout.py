@@ -83,27 +83,25 @@ def sample_group(
     Raises: ValueError for logits that are not finite.
     """
     G = len(envs)
-    state = torch.tensor([env.reset(seed=start_seed)[0] for env in envs])
-    for env, seed in zip(
-        envs, torch.randint(2**62, (G,), generator=generator).tolist(), strict=True
-    ):
+    state = torch.tensor([env.reset(seed=start_seed)[0] for env in envs])  # (G,)
+    streams = torch.randint(2**62, (G,), generator=generator).tolist()
+    for env, seed in zip(envs, streams, strict=True):
         env.unwrapped.np_random = np.random.default_rng(seed)
-    alive, rewards = torch.ones(G, dtype=torch.bool), [0.0] * G
-    states, actions, masks, logps = [], [], [], []
+    alive = torch.ones(G, dtype=torch.bool)
+    rewards = [0.0] * G
+    states, actions, masks, logps = [], [], [], []  # of each token, (G,)
     while alive.any() and len(actions) < max_tokens:
+        # 1. Ask the policy. The action that is still to come is a place that it does not see.
         t = len(actions)
         states.append(state)
-        # the action that is still to come: no policy sees it
-        places = torch.zeros(G, 1, dtype=torch.long)
-        logits = policy(
-            torch.stack(states, dim=1),
-            torch.cat([torch.stack(actions, 1), places], 1) if t else places,
-        )
-        logits = logits[:, -1]  # (G, A)
+        taken = torch.stack([*actions, torch.zeros(G, dtype=torch.long)], dim=1)  # (G, t + 1)
+        logits = policy(torch.stack(states, dim=1), taken)[:, -1]  # (G, A)
         if not logits.isfinite().all():
             raise ValueError(
                 "policy must give finite logits, got nan or infinity: was its learning_rate too large?"
             )
+
+        # 2. Take the prefix's action, or draw one.
         if t < len(prefix):
             action = torch.full((G,), prefix[t])
         else:
@@ -111,6 +109,8 @@ def sample_group(
         actions.append(action)
         masks.append(alive.clone())
         logps.append(token_logps(logits, action))
+
+        # 3. Step the tasks that go on.
         state = state.clone()
         for i in alive.nonzero().squeeze(1).tolist():
             state[i], reward, terminated, truncated, _ = envs[i].step(int(action[i]))

@@ -168,3 +168,34 @@ def test_results_are_json_that_any_reader_takes():
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
         assert value["rows"]
         assert value["finished"]
+
+
+def table_keys(section):
+    """The names in the first column of a page's table, by the section's heading."""
+    text = TEXTS["docs/metrics.md"].partition(f"## {section}\n")[2].partition("\n## ")[0]
+    first = (line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    return {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_the_page_on_metrics_names_what_runs_write(tmp_path):
+    """Each column and key, and no other; with a KL term, and without."""
+    from minigrpo.llm.runs import read_groups, read_metrics
+    from minigrpo.llm.settings import Settings
+    from minigrpo.llm.training import train as train_llm
+    from minigrpo.trainer import Config, train
+
+    small = {"prompts": 2, "group_size": 2, "max_new_tokens": 6, "eval_size": 4, "train_size": 8}
+    for beta in (0.0, 0.1):
+        train_llm(Settings(updates=2, eval_every=2, beta=beta, **small), tmp_path / f"{beta}", progress=False)
+        first, second, last = read_metrics(tmp_path / f"{beta}")
+        every, trained, evaluated = (
+            table_keys(f"metrics.jsonl: {rows}")
+            for rows in ("every row", "rows with an update after them", "rows that were evaluated")
+        )
+        assert set(second) == every | trained - ({"kl"} if beta == 0 else set())
+        assert set(last) == every | evaluated
+        assert set(first) == set(second) | set(last)
+    assert set(read_groups(tmp_path / "0.0")[0]) == table_keys("rollouts.jsonl")
+    toy = TEXTS["docs/metrics.md"].partition("## Toy runs\n")[2].partition(". They mean")[0]
+    (row,) = train(Config(updates=1), progress=False).rows
+    assert set(row) == set(re.findall(r"`(\w+)`", toy)) - {"config"}

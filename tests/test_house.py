@@ -231,7 +231,8 @@ def test_one_thought_a_line(folder):
 
 def public_functions(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in [*tree.body, *(member for owner in classes for member in owner.body)]:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             yield node, [argument.arg for argument in arguments if argument.arg not in {"self", "cls"}]

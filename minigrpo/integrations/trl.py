@@ -146,11 +146,18 @@ class GenerationBoundary(TrainerCallback):
         self.late = wanted if inside else frozenset()
 
     def place(self, args, state, batches) -> tuple[int, int]:
-        """The epochs done, and the batches since a generation began; an epoch's last update may have fewer batches."""
-        updates = (
-            -(-len(batches) // args.gradient_accumulation_steps) if self.sampler else args.max_steps
-        )
-        done = state.global_step % updates * args.gradient_accumulation_steps
+        """Say where training stands; an epoch's last update may have fewer batches.
+
+        Args:
+            args: TRL's.
+            state: of the trainer.
+            batches: of an epoch.
+
+        Returns: the epochs done, and the batches since a generation began.
+        """
+        accumulated = args.gradient_accumulation_steps  # batches of an update
+        updates = -(-len(batches) // accumulated) if self.sampler else args.max_steps  # of an epoch
+        done = state.global_step % updates * accumulated
         return state.global_step // updates, done % (
             args.steps_per_generation * args.num_iterations
         )

@@ -111,7 +111,8 @@ def load_task(
             ("chain_sum", …), or the path of a file with one JSON object a line: "prompt" (or "problem", "question")
             and "answer", of which only what follows "####" counts. Further fields are free.
         seed: picks and orders the train problems; the held-out ones don't depend on it.
-        train_size, heldout_size: problems at most; a generator gives exactly as many.
+        train_size: training problems at most; a generator gives exactly as many.
+        heldout_size: held-out problems at most; a generator gives exactly as many.
         options: keyword arguments of the reasoning_gym data set, such as {"max_terms": 3}.
         split: of a Hub data set, to divide by hash. None: train on "train", hold out "test" where there is one.
 
