@@ -87,7 +87,7 @@ def test_a_submission_is_graded_once_until_it_changes(tmp_path, monkeypatch, cap
     edited = thirty.notebook(lab02_1="def process_sets(completions): raise SystemExit", lab02_2="def f(): pass")
     work.write_text(nbformat.writes(edited))
     assert grade(tmp_path / "in", tmp_path / "out") == 0
-    assert json.loads(result.read_text()).earned == 3
+    assert json.loads(result.read_text())["earned"] == 3
     assert "   3 of 16" in capsys.readouterr().out
 
 
