@@ -31,11 +31,9 @@ def draw_completions(
     """
     completions: list[list[int]] = []
     for _ in range(size):
-        origin = (
-            completions[rng.integers(len(completions))]
-            if completions and rng.random() < 0.8
-            else []
-        )
+        origin: list[int] = []
+        if completions and rng.random() < 0.8:
+            origin = completions[rng.integers(len(completions))]
         prefix = origin[: rng.integers(len(origin) + 1)]
         tail = rng.integers(vocabulary, size=rng.integers(1, 4)).tolist()
         completions.append((prefix + tail)[:longest])

@@ -36,17 +36,15 @@ def sparkline(values: Sequence[float], width: int = 50) -> str:
 def theorem_text(rows: Sequence[dict]) -> str:
     """The rows of `theorem` as a table, and what they say together."""
     header = ("case", "groups", "loss gap", "grad gap", "median", "differ")
-    lines = [
-        (
-            row["case"],
-            f"{row['groups']}",
-            *(f"{row[name]:.1e}" for name in ("loss_gap", "grad_gap", "median_gap")),
-            f"{row['differ']:.0%}",
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        gaps = [f"{row[name]:.1e}" for name in ("loss_gap", "grad_gap", "median_gap")]
+        lines.append((row["case"], f"{row['groups']}", *gaps, f"{row['differ']:.0%}"))
     held = [max(row["loss_gap"], row["grad_gap"]) for row in rows if not is_broken(row)]
-    verdict = f"GRPO = PRM in {len(held)} cases: the largest gap is {max(held, default=0):.0e}, below {TOLERANCE:.0e}."
+    largest = max(held, default=0)
+    verdict = (
+        f"GRPO = PRM in {len(held)} cases: the largest gap is {largest:.0e}, below {TOLERANCE:.0e}."
+    )
     if failed := failures(rows):
         verdict = f"NOT as the theorem says: {'; '.join(failed)}."
     return f"{text_table(header, lines)}\n\n{verdict}"
@@ -54,7 +52,8 @@ def theorem_text(rows: Sequence[dict]) -> str:
 
 def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """Table 1: the paper's frequencies beside ours, and the paired difference with its 95% interval."""
-    title = f"Target frequency in the last 50 updates, {rows[0]['seeds']} paired seeds: {_settings(rows[0])}"
+    seeds = rows[0]["seeds"]
+    title = f"Target frequency in the last 50 updates, {seeds} paired seeds: {_settings(rows[0])}"
     header = (
         "n",
         "r_neg",
@@ -66,11 +65,11 @@ def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     )
     lines = []
     for row in differences:
-        paper = TABLE1[row["n"], row["r_neg"]]
-        ours = [r["mean"] for r in rows if (r["n"], r["r_neg"]) == (row["n"], row["r_neg"])]
-        frequencies = (f"{x:.2f}" for x in (*paper, *ours))
+        cell = row["n"], row["r_neg"]
+        ours = [own["mean"] for own in rows if (own["n"], own["r_neg"]) == cell]
+        frequencies = [f"{frequency:.2f}" for frequency in (*TABLE1[cell], *ours)]
         lines.append((f"{row['n']}", f"{row['r_neg']:+.1f}", *frequencies, _difference(row)))
-    note = "\nFewer than 10 seeds: such intervals are too narrow." if rows[0]["seeds"] < 10 else ""
+    note = "\nFewer than 10 seeds: such intervals are too narrow." if seeds < 10 else ""
     return f"{title}\n{text_table(header, lines)}{note}"
 
 
@@ -81,27 +80,31 @@ def controls_text(controls: Sequence[dict]) -> str:
     seeds, count as one.
     """
     header = ("control", "n", "GRPO", "matched", "λ-GRPO", "matched − GRPO", "λ-GRPO − GRPO")
-    settings: dict[tuple, dict[str, dict]] = {}
+    # Control, learning rate and n → objective or difference → row.
+    settings: dict[tuple[str, int], dict[str, dict]] = {}
     for row in controls:
-        if row["r_neg"] is None:
+        if row["r_neg"] is None:  # pooled
             key = (f"{row['control']}: {row['lr']:g}", row["n"])
             settings.setdefault(key, {})[row.get("objective") or row["difference"]] = row
     lines = []
     for (name, n), found in sorted(settings.items(), key=lambda item: item[0][1]):
-        means = (
-            f"{found[key]['mean']:.2f}" if key in found else ""
-            for key in ("grpo", "grpo_matched", "lambda_grpo")
-        )
-        differences = (
-            _difference(found.get(f"{key} − grpo")) for key in ("grpo_matched", "lambda_grpo")
-        )
-        lines.append((name, f"{n}", *means, *differences))
-    head = "Controls: target frequency, mean of the three cells of each n, and paired differences with 95% intervals"
+        means = [_mean(found.get(key)) for key in ("grpo", "grpo_matched", "lambda_grpo")]
+        others = ("grpo_matched − grpo", "lambda_grpo − grpo")
+        lines.append((name, f"{n}", *means, *(_difference(found.get(key)) for key in others)))
+    head = (
+        "Controls: target frequency, mean of the three cells of each n, and paired differences with "
+        "95% intervals"
+    )
     return f"{head}\n{text_table(header, lines)}"
 
 
+def _mean(row: dict | None) -> str:
+    """A mean, "" where there is none."""
+    return f"{row['mean']:.2f}" if row else ""
+
+
 def _difference(row: dict | None) -> str:
-    """A mean with its interval."""
+    """A mean with its interval, "" where there is none."""
     return f"{row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]" if row else ""
 
 
@@ -110,12 +113,14 @@ def compare_text(rows: Sequence[dict]) -> str:
 
     The difference is to the first objective at its own best learning rate, seed by seed, with its 95% interval.
     """
+    # Objective and learning rate → seed → row.
     settings: dict[tuple[str, float], dict[int, dict]] = {}
     for row in rows:
         settings.setdefault((row["objective"], row["learning_rate"]), {})[row["seed"]] = row
 
-    def mean(key: tuple[str, float], name: str) -> float:
-        return sum(row[name] for row in settings[key].values()) / len(settings[key])
+    def mean(key: tuple[str, float], column: str) -> float:
+        runs = settings[key].values()
+        return sum(row[column] for row in runs) / len(runs)
 
     first = rows[0]["objective"]
     base = max((key for key in settings if key[0] == first), key=lambda key: mean(key, "last"))
@@ -131,58 +136,62 @@ def compare_text(rows: Sequence[dict]) -> str:
     )
     lines = []
     for key, runs in sorted(settings.items()):
-        paired = [
-            run["last"] - settings[base][seed]["last"]
-            for seed, run in runs.items()
-            if seed in settings[base]
-        ]
-        numbers = (f"{mean(key, name):.3f}" for name in ("first", "last", "best"))
-        compared = "" if key == base else _difference(interval(np.array(paired)))
-        lines.append(
-            (
-                key[0],
-                f"{key[1]:g}",
-                f"{len(runs)}",
-                *numbers,
-                f"{mean(key, 'updates_to_90'):.0f}",
-                compared,
-            )
-        )
+        objective, lr = key
+        accuracies = [f"{mean(key, column):.3f}" for column in ("first", "last", "best")]
+        updates = f"{mean(key, 'updates_to_90'):.0f}"
+        compared = "" if key == base else _paired_ends(runs, settings[base])
+        lines.append((objective, f"{lr:g}", f"{len(runs)}", *accuracies, updates, compared))
     return text_table(header, lines)
+
+
+def _paired_ends(runs: dict[int, dict], base: dict[int, dict]) -> str:
+    """The difference of two settings' last accuracies, over the seeds that both have."""
+    paired = [run["last"] - base[seed]["last"] for seed, run in runs.items() if seed in base]
+    return _difference(interval(np.array(paired)))
 
 
 def differences_text(rows: Sequence[dict]) -> str:
     """The paired differences of `llm compare`, a pair of settings a line; "" where there is none."""
+    # Difference, where it is taken, and both learning rates → measure → row.
     pairs: dict[tuple, dict[str, dict]] = {}
     for row in rows:
-        pairs.setdefault((row["difference"], row["at"], *row["learning_rates"]), {})[
-            row["measure"]
-        ] = row
+        key = (row["difference"], row["at"], *row["learning_rates"])
+        pairs.setdefault(key, {})[row["measure"]] = row
+    if not pairs:
+        return ""
     lines = []
     for (name, at, ours, theirs), found in pairs.items():
         rates = f"{ours:g}" if at == "each rate" else f"best: {ours:g}, {theirs:g}"
-        accuracies = (_difference(found[measure]) for measure in ("last", "best"))
-        soon = found["updates_to_90"]
-        soon = f"{soon['mean']:+.0f} [{soon['ci_low']:+.0f}, {soon['ci_high']:+.0f}]"
-        lines.append((name, rates, *accuracies, soon))
+        accuracies = [_difference(found[measure]) for measure in ("last", "best")]
+        row = found["updates_to_90"]
+        updates = f"{row['mean']:+.0f} [{row['ci_low']:+.0f}, {row['ci_high']:+.0f}]"
+        lines.append((name, rates, *accuracies, updates))
     header = ("difference", "learning rate", "end", "best", "updates to 90%")
-    return f"Paired differences, with 95% intervals\n{text_table(header, lines)}" if lines else ""
+    return f"Paired differences, with 95% intervals\n{text_table(header, lines)}"
 
 
 def overlap_text(rows: Sequence[dict], bins: int = 5) -> str:
     """The rows of `overlap` as a table, averaged over a few stretches of each run."""
     columns = ("reward", "entropy", "path_depth", "intermediate_proportion", "step_size")
-    header = ("task", "G", "updates", "reward", "entropy", "path depth", "proportion", "step size")
+    header = (
+        "task",
+        "G",
+        "updates",
+        "reward",
+        "entropy",
+        "path depth",
+        "proportion",
+        "step size",
+    )
     lines = []
     for task, G in dict.fromkeys((row["task"], row["group_size"]) for row in rows):
         run = [row for row in rows if (row["task"], row["group_size"]) == (task, G)]
-        for k in range(min(bins, len(run))):
-            part = run[
-                k * len(run) // min(bins, len(run)) : (k + 1) * len(run) // min(bins, len(run))
-            ]
-            means = (sum(row[name] for row in part) / len(part) for name in columns)
-            stretch = f"{part[0]['update']}–{part[-1]['update']}"
-            lines.append((task, f"{G}", stretch, *(f"{mean:.2f}" for mean in means)))
+        stretches = min(bins, len(run))
+        for k in range(stretches):
+            part = run[k * len(run) // stretches : (k + 1) * len(run) // stretches]
+            means = [sum(row[name] for row in part) / len(part) for name in columns]
+            updates = f"{part[0]['update']}–{part[-1]['update']}"
+            lines.append((task, f"{G}", updates, *(f"{mean:.2f}" for mean in means)))
     return text_table(header, lines)
 
 

@@ -79,20 +79,16 @@ def _fitting(
         gap = disagreement(model, samples, names)
     except torch.OutOfMemoryError:
         raise
-    # what a model says of a mask it can't read
+    # These are what a model says of a mask that it can't read.
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
         return ("padded",), f"the model takes no mask of ancestors ({reason_of(error)})"
     limit = MAX_GAP[settings.dtype]
     if not gap <= limit:  # not even where it is NaN
-        return (
-            "padded",
-        ), f"the ways' log-probs of one group differ by {gap:.1g} nats, above {limit:g}"
-    reason = (
-        "gradient checkpointing drops the cache that is to be shared"
-        if len(names) < len(FORWARDS)
-        else ""
-    )
-    return names, reason
+        reason = f"the ways' log-probs of one group differ by {gap:.1g} nats, above {limit:g}"
+        return ("padded",), reason
+    if len(names) < len(FORWARDS):
+        return names, "gradient checkpointing drops the cache that is to be shared"
+    return names, ""
 
 
 def _unfit(model: PreTrainedModel, settings: Settings, samples: Samples) -> str:

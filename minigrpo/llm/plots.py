@@ -92,21 +92,19 @@ def plot_curves(runs: Sequence[dict]) -> Figure:
     """
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
-    panels: dict[tuple[float, str], dict[str, list[list[dict]]]] = {}
-    for run, panel in zip(runs, _panels([run["settings"] for run in runs]), strict=True):
-        panels.setdefault(panel, {}).setdefault(run["settings"]["objective"], []).append(
-            run["curve"]
-        )
+    panels = _panels(runs)
     figure = Figure(figsize=(max(5.0, 1.2 + 2.3 * len(panels)), 5.2), layout="constrained")
     grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
     lines: dict[str, Line2D] = {}
-    for panel, pair in zip(sorted(panels), grid.T, strict=True):
-        pair[0].set_title(panel[1], fontsize=10)
-        pair[1].set_xlabel("update")
+    for (above, below), (_, title) in zip(grid.T, sorted(panels), strict=True):
+        above.set_title(title, fontsize=10)
+        below.set_xlabel("update")
+    for pair, panel in zip(grid.T, sorted(panels), strict=True):
         for axes, column in zip(pair, COLUMNS, strict=True):
             axes.grid(color=PALETTE["grid"])
             for objective, curves in sorted(panels[panel].items()):
-                label = f"{NAMES.get(objective, objective)}, {len(curves)} seed{'s' * (len(curves) > 1)}"
+                seeds = f"{len(curves)} seed{'s' * (len(curves) > 1)}"
+                label = f"{NAMES.get(objective, objective)}, {seeds}"
                 lines[label] = _draw(axes, objective, curves, column)
     for axes, label in zip(grid[:, 0], COLUMNS.values(), strict=True):
         axes.set_ylabel(label)
@@ -114,25 +112,32 @@ def plot_curves(runs: Sequence[dict]) -> Figure:
     return figure
 
 
-def _panels(settings: Sequence[dict]) -> list[tuple[float, str]]:
-    """For each run the panel that it belongs to: its learning rate, to sort by, and the title, which says what differs.
+Panel = tuple[float, str]  # its learning rate, to sort by, and its title
+
+
+def _panels(runs: Sequence[dict]) -> dict[Panel, dict[str, list[list[dict]]]]:
+    """The curves of each objective, panel by panel. A title says what differs between the runs.
 
     A run whose settings are not known has the rate 0 and no title.
     """
-    names = dict.fromkeys(
-        name for own in settings for name in own if name not in ("objective", "seed")
-    )
-    told = [
-        n
-        for n in names
-        if n == "learning_rate" or len({own[n] for own in settings if n in own}) > 1
-    ]
-    titles = (
-        "\n".join(f"{n.replace('_', ' ')} {own[n]}" for n in told if n in own) for own in settings
-    )
-    return [
-        (own.get("learning_rate", 0.0), title) for own, title in zip(settings, titles, strict=True)
-    ]
+    settings = [run["settings"] for run in runs]
+    names = dict.fromkeys(name for own in settings for name in own)
+    differing = [name for name in names if _is_title(name, settings)]
+    panels: dict[Panel, dict[str, list[list[dict]]]] = {}
+    for run in runs:
+        own = run["settings"]
+        parts = [f"{name.replace('_', ' ')} {own[name]}" for name in differing if name in own]
+        panel = (own.get("learning_rate", 0.0), "\n".join(parts))
+        panels.setdefault(panel, {}).setdefault(own["objective"], []).append(run["curve"])
+    return panels
+
+
+def _is_title(name: str, settings: Sequence[dict]) -> bool:
+    """Whether a setting stands in the titles: the learning rate always, others where runs differ in them."""
+    if name in ("objective", "seed"):
+        return False
+    values = {own[name] for own in settings if name in own}
+    return name == "learning_rate" or len(values) > 1
 
 
 def _draw(axes: Axes, objective: str, curves: list[list[dict]], column: str) -> Line2D:
@@ -144,6 +149,7 @@ def _draw(axes: Axes, objective: str, curves: list[list[dict]], column: str) -> 
     marker = {"marker": MARKERS.get(objective, "."), "markersize": 4, "markevery": 0.12}
     (line,) = axes.plot(updates, [row["mean"] for row in means], **style, **marker)
     if len(runs) > 1:
-        low, high = ([row[end] for row in means] for end in ("ci_low", "ci_high"))
+        low = [row["ci_low"] for row in means]
+        high = [row["ci_high"] for row in means]
         axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     return line
