@@ -49,7 +49,7 @@ RENAMED = {"update": "forward"}  # settings by the names that manifests of earli
 
 def check_new(run: Path) -> None:
     """Refuse a folder that holds a run already. Raises: FileExistsError; ValueError where it is a file."""
-    check_folder(run)
+    _refuse_file(run)
     if has_manifest(run):
         raise FileExistsError(f"{run} holds a run already: resume it, or name another folder")
     for name in (METRICS, ROLLOUTS, CHECKPOINT):
@@ -60,7 +60,7 @@ def check_new(run: Path) -> None:
 
 def check_resumable(run: Path, settings: Settings) -> None:
     """Refuse to go on with a folder that holds no run, or one with other settings. Raises: ValueError."""
-    check_folder(run)
+    _refuse_file(run)
     if not has_manifest(run):
         raise ValueError(f"{run} holds no run to resume: {MANIFEST} is missing")
     # a field that came later has its default
@@ -75,7 +75,7 @@ def check_resumable(run: Path, settings: Settings) -> None:
         raise ValueError(f"{run} was made with other settings: {'; '.join(other)}")
 
 
-def check_folder(run: Path) -> None:
+def _refuse_file(run: Path) -> None:
     """Refuse a file in the place of a folder. Raises: ValueError."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file, expected a folder")
