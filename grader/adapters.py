@@ -123,7 +123,7 @@ def save_adapter(run: Path, out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Config:
+class AdapterConfig:
     """What an adapter says of itself."""
 
     base: str
@@ -149,7 +149,7 @@ def _json(content: bytes, name: str) -> Any:
         raise ArtifactError(f"{name} is not the JSON that the run writes") from error
 
 
-def read_config(content: bytes | None) -> Config:
+def read_config(content: bytes | None) -> AdapterConfig:
     """Read adapter_config.json: six known keys and no other. Raises ArtifactError."""
     if content is None or len(content) > MAX_TEXT:
         raise ArtifactError(f"{CONFIG} is missing, or too large")
@@ -177,10 +177,10 @@ def read_config(content: bytes | None) -> Config:
         or not all(isinstance(name, str) for name in targets)
     ):
         raise ArtifactError("target_modules must be a list of names")
-    return Config(base, r, alpha, tuple(targets))
+    return AdapterConfig(base, r, alpha, tuple(targets))
 
 
-def targeted(model: nn.Module, config: Config) -> dict[str, nn.Linear]:
+def targeted(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Linear]:
     """The layers that a configuration names. Raises ArtifactError for a name that no linear layer has."""
     head = model.get_output_embeddings()
     linear = {
@@ -306,7 +306,9 @@ def base_accuracy(base: str, seed: int) -> float:
 
 
 @torch.no_grad()
-def merge(layers: Mapping[str, nn.Linear], tensors: Mapping[str, Tensor], config: Config) -> None:
+def merge(
+    layers: Mapping[str, nn.Linear], tensors: Mapping[str, Tensor], config: AdapterConfig
+) -> None:
     """Put an adapter into its base: W ← W + (alpha / r)·B·A.
 
     Args:
@@ -319,7 +321,7 @@ def merge(layers: Mapping[str, nn.Linear], tensors: Mapping[str, Tensor], config
         layer.weight += (config.alpha / config.r) * (B @ A)
 
 
-def adapter_accuracy(config: Config, content: bytes | None, seed: int) -> float:
+def adapter_accuracy(config: AdapterConfig, content: bytes | None, seed: int) -> float:
     """Greedy accuracy of an adapter on the seed's problems. Raises ArtifactError for one that can't be accepted.
 
     Args:

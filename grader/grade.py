@@ -36,22 +36,11 @@ from grader.submission import (
 )
 
 HERE = Path(__file__).resolve().parent
-NO_POINTS = {  # files that decide none
-    *(
-        "__main__",
-        "check",
-        "cli",
-        "doctor",
-        "exports",
-        "feedback",
-        "local",
-        "release",
-        "report",
-        "roster",
-        "source",
-    ),
-    *("README", "commands", "demo", "explorer", "plots", "viz"),
-}
+# Files and folders of grader and minigrpo that decide no points.
+NO_POINTS = frozenset(
+    "__main__ check cli doctor exports feedback local release report roster source "
+    "README commands demo explorer plots viz".split()
+)
 # bytes of a student's name: with what our own files' names add, a file system takes 255
 LONGEST_NAME = 200
 # what a failure of the worker is called in the feedback; nothing of the student's output is shown

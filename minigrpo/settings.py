@@ -41,11 +41,16 @@ def declared(kind: Any) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
+def kind_of(field: dataclasses.Field) -> tuple[Any, str, type]:
+    """The entry of KINDS for a field, whether its annotation is kept as a text or as a type."""
+    return KINDS[getattr(field.type, "__name__", str(field.type))]
+
+
 def check_kinds(settings: Any) -> None:
     """Require that each field holds what it is annotated as. Raises: ValueError that names the field."""
     for field in declared(type(settings)):
         value = getattr(settings, field.name)
-        kind, words, _ = KINDS[str(field.type)]
+        kind, words, _ = kind_of(field)
         # To Python, True is a whole number; to a reader it is none.
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{field.name} must be {words}, got {value!r}")
@@ -78,7 +83,7 @@ def add_options(
             continue
         option = f"--{field.name.replace('_', '-')}"
         text = f"{field.metadata['help']} [{field.default}]".replace("%", "%%")
-        _, _, read = KINDS[str(field.type)]
+        _, _, read = kind_of(field)
         if read is bool:
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         elif field.metadata["choices"]:

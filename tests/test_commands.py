@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from minigrpo.commands import run
+from minigrpo.commands import collect, run
 
 ARGUMENTS = argparse.Namespace(command="walk")
 
@@ -51,3 +51,25 @@ def test_a_terminal_without_greek_letters(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(bytes_written, encoding="cp1252", write_through=True))
     assert run(ARGUMENTS, lambda arguments: print("|λ| = 2") or 0, "minigrpo", "") == 0
     assert bytes_written.getvalue().split() == [rb"|\u03bb|", b"=", b"2"]
+
+
+def work(*rows, finished=True, interrupted=False):
+    yield from rows
+    if interrupted:
+        raise KeyboardInterrupt
+    return finished
+
+
+@pytest.mark.parametrize(
+    ("options", "whole"), [({}, True), ({"finished": False}, False), ({"interrupted": True}, False)]
+)
+def test_rows_are_kept_and_it_is_known_whether_they_are_all(options, whole):
+    seen = []
+    assert collect(work(1, 2, **options), seen.append) == ([1, 2], whole)
+    assert seen == [1, 2]
+
+
+def test_an_interrupt_before_the_first_row_goes_on():
+    with pytest.raises(KeyboardInterrupt):
+        collect(work(interrupted=True))
+    assert collect(work(finished=False)) == ([], False)

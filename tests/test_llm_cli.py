@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from minigrpo.cli import main
 from minigrpo.llm import runs, training
+from minigrpo.llm.cli import build_parser
 from minigrpo.llm.models import TINY, load_model
 from minigrpo.llm.runs import read_metrics
 from minigrpo.llm.settings import PRESETS, Settings
@@ -498,3 +499,10 @@ def test_tiny_takes_one_thread_unless_asked_otherwise(monkeypatch, tmp_path, mod
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     assert llm("train", "--model", model, "--out", tmp_path / "run", *asked) == 2
     assert taken == threads
+
+
+def test_the_earlier_name_of_forward_is_still_an_option():
+    """And `--updates`, which begins alike, is another."""
+    arguments = build_parser().parse_args(["train", "--out", "run", "--update", "packed", "--updates", "3"])
+    assert (arguments.forward, arguments.updates) == ("packed", 3)
+    assert build_parser().parse_args(["train", "--out", "run", "--forward", "shared"]).forward == "shared"

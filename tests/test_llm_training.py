@@ -31,7 +31,6 @@ from minigrpo.llm.training import train
 from minigrpo.llm.update import Learner, descend, prepare, reference_of
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
-from minigrpo.stats import pass_at_k, wilson
 from minigrpo.text import compare_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -303,6 +302,22 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
         train(dataclasses.replace(QUICK, forward="packed"), tmp_path, resume=True, progress=False)
 
 
+def test_a_run_whose_manifest_has_an_earlier_name_goes_on(tmp_path, monkeypatch):
+    """`forward` was called `update`: such a run resumes, and its settings are read."""
+    settings = dataclasses.replace(QUICK, forward="packed")
+    assert train(settings, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stop_signals", lambda: contextlib.nullcontext([signal.SIGTERM]))
+        assert not train(settings, tmp_path / "broken", progress=False)
+    path = tmp_path / "broken" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["update"] = manifest["settings"].pop("forward")
+    path.write_text(json.dumps(manifest))
+    assert runs.read_settings(tmp_path / "broken") == settings
+    assert train(settings, tmp_path / "broken", resume=True, progress=False)
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+
+
 def test_resume_refuses_a_checkpoint_that_was_cut(tmp_path):
     settings = dataclasses.replace(QUICK, updates=1)
     train(settings, tmp_path, progress=False)
@@ -519,15 +534,6 @@ def test_evaluation_counts():
     sampled = evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=12, samples=4, temperature=1.0)
     assert sampled["pass@1"] == pytest.approx(sampled["accuracy"])
     assert sampled["pass@1"] <= sampled["pass@2"] <= sampled["pass@4"]
-
-
-def test_pass_at_k_and_wilson_by_hand():
-    assert pass_at_k(4, 1, 2) == pytest.approx(1 - 3 / 6)
-    assert pass_at_k(4, 0, 4) == 0
-    assert pass_at_k(4, 3, 2) == 1
-    low, high = wilson(5, 10)
-    assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-    assert wilson(0, 10)[0] == pytest.approx(0)
 
 
 def test_summary_by_hand():
