@@ -243,7 +243,7 @@ def test_the_exact_score_of_an_answer(tmp_path, body, points):
         exercises("lab02")[1], submission, Grading("lab02", {"setup": "import torch"}, 5, "bubblewrap")
     )
     assert sum(part.earned for part in parts) == points
-    assert "TELL" not in json.dumps(parts)  # neither hidden inputs nor anything else that the student's code says
+    assert "TELL" not in repr(parts)  # neither hidden inputs nor anything else that the student's code says
 
 
 @pytest.mark.attack
