@@ -1,4 +1,4 @@
-"""The command line: `python -m minigrpo demo | theorem | table1 | overlap | train | explore`, with `--json FILE`."""
+"""The command line: `python -m minigrpo demo | theorem | expectation | table1 | …`, each with `--json FILE`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from minigrpo.commands import INTERRUPTED, collect, run
 from minigrpo.experiments import (
     LEARNING_RATES,
     TrapConfig,
+    expectation,
+    failed_expectations,
     failures,
     overlap,
     table1,
@@ -27,7 +29,14 @@ from minigrpo.experiments import (
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.settings import add_options, given
-from minigrpo.text import controls_text, overlap_text, sparkline, table1_text, theorem_text
+from minigrpo.text import (
+    controls_text,
+    expectation_text,
+    overlap_text,
+    sparkline,
+    table1_text,
+    theorem_text,
+)
 from minigrpo.trainer import Config, train
 from minigrpo.tree import ProcessTree
 
@@ -96,6 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--groups", type=int, default=300, help="random groups for each assumption [300]"
     )
     sub.add_argument("--seed", type=int, default=0, help="of the groups and the policies [0]")
+
+    text = "what GRPO and λ-GRPO do on average: every group of small trees, against the closed form"
+    sub = command("expectation", _expectation, text)
+    sub.add_argument("--seed", type=int, default=0, help="of policies and rewards [0]")
 
     sub = command(
         "table1", _table1, "the paper's trap: GRPO and λ-GRPO in six cells with paired seeds"
@@ -173,6 +186,13 @@ def _theorem(arguments: argparse.Namespace) -> int:
     print(theorem_text(rows))
     code = _finish(arguments, {"rows": rows}, finished)
     return 1 if failures(rows) else code
+
+
+def _expectation(arguments: argparse.Namespace) -> int:
+    rows, finished = collect(expectation(seed=arguments.seed))
+    print(expectation_text(rows))
+    code = _finish(arguments, {"rows": rows}, finished)
+    return 1 if failed_expectations(rows) else code
 
 
 def _table1(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minigrpo.experiments.expectation import failed_expectations
 from minigrpo.experiments.theorem import TOLERANCE, failures, is_broken
 from minigrpo.paper import TABLE1
 from minigrpo.stats import interval
@@ -47,6 +48,28 @@ def theorem_text(rows: Sequence[dict]) -> str:
     )
     if failed := failures(rows):
         verdict = f"NOT as the theorem says: {'; '.join(failed)}."
+    return f"{text_table(header, lines)}\n\n{verdict}"
+
+
+def expectation_text(rows: Sequence[dict]) -> str:
+    """The rows of `expectation` as a table, and what they say together."""
+    header = ("case", "loss gap", "grad gap", "constant")
+    lines = [
+        (
+            row["case"],
+            f"{row['loss_gap']:.1e}",
+            f"{row['grad_gap']:.1e}",
+            f"{row['constant']:.2f}",
+        )
+        for row in rows
+    ]
+    held = [max(row["loss_gap"], row["grad_gap"]) for row in rows if not is_broken(row)]
+    verdict = (
+        "GRPO weighs a step by the expected visits of the others, λ-GRPO by the probability of a visit:\n"
+        f"{len(held)} cases, the largest gap is {max(held, default=0):.0e}, below {TOLERANCE:.0e}."
+    )
+    if failed := failed_expectations(rows):
+        verdict = f"NOT as the statement says: {'; '.join(failed)}."
     return f"{text_table(header, lines)}\n\n{verdict}"
 
 

@@ -1,8 +1,17 @@
-"""The paper's claims as functions: `theorem` (the equality and where it breaks), `table1` (the trap), `overlap`.
+"""Claims as functions: the paper's `theorem` (the equality and where it breaks), `table1` (the trap), `overlap`; and
+`expectation`, what GRPO and λ-GRPO do on average, which is ours.
 
 Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
 """
 
+from minigrpo.experiments.expectation import (
+    closed_form,
+    draw_tree,
+    expectation,
+    expected_update,
+    failed_expectations,
+    harmonic_utility,
+)
 from minigrpo.experiments.overlap import OVERLAP_RUNS, overlap
 from minigrpo.experiments.theorem import (
     ASSUMPTIONS,
@@ -45,7 +54,13 @@ __all__ = [
     "TOLERANCE",
     "TrapConfig",
     "check_trap",
+    "closed_form",
+    "draw_tree",
+    "expectation",
+    "expected_update",
+    "failed_expectations",
     "failures",
+    "harmonic_utility",
     "is_broken",
     "outcome_and_process_loss",
     "overlap",
