@@ -5,6 +5,7 @@ that a cell ends in.
 """
 
 from minigrpo.viz.curves import plot_overlap, plot_table1, plot_theorem, plot_trap_curves
+from minigrpo.viz.expectation import plot_expectation
 from minigrpo.viz.packing import plot_packing
 from minigrpo.viz.readme import plot_readme
 from minigrpo.viz.style import FLOOR, LINES, MARKERS, NAMES, PALETTE, SMOOTHED
@@ -17,6 +18,7 @@ __all__ = [
     "NAMES",
     "PALETTE",
     "SMOOTHED",
+    "plot_expectation",
     "plot_overlap",
     "plot_packing",
     "plot_readme",
