@@ -112,7 +112,7 @@ def train_trap(
         ValueError: for an unknown objective or policy, or weights that are no longer finite.
     """
     check_choice("objective", objective, [*OBJECTIVES, MATCHED])
-    paths, nodes = _leaves(config.depth)  # (leaves, T)
+    paths, nodes = all_paths(config.depth)  # (leaves, T)
     envs = [
         PathTreeEnv(config.depth, n, r_neg, target_seed=seed)
         for n, r_neg in cells
@@ -124,7 +124,9 @@ def train_trap(
     )
     # (runs, 1)
     targets = torch.tensor([paths.tolist().index(list(env.target)) for env in envs]).unsqueeze(1)
-    draws = torch.stack([_uniform(seed, config.updates, config.group_size) for seed in seeds])
+    draws = torch.stack(
+        [uniform_numbers(seed, config.updates, config.group_size) for seed in seeds]
+    )
     draws = draws.repeat(len(cells), 1, 1)  # (runs, updates, G)
 
     # One policy a run, its weights stacked: each weight is (runs, …).
@@ -139,7 +141,7 @@ def train_trap(
     for update in range(config.updates):
         # 1. Sample G leaves a run, by the exact probabilities of all of them.
         leaf_logps = token_logps(forward(weights), paths.expand(runs, -1, -1))  # (runs, leaves, T)
-        leaves = _draw_leaves(leaf_logps.detach(), draws[:, update])  # (runs, G)
+        leaves = draw_leaves(leaf_logps.detach(), draws[:, update])  # (runs, G)
         # (runs, G, T)
         logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, config.depth))
         rewards = leaf_rewards.gather(1, leaves)  # (runs, G)
@@ -158,7 +160,7 @@ def train_trap(
     return hits.view(len(cells), len(seeds), config.updates)
 
 
-def _leaves(depth: int) -> tuple[Tensor, Tensor]:
+def all_paths(depth: int) -> tuple[Tensor, Tensor]:
     """All paths of a binary tree and the node before each of their actions: int (leaves, T) both."""
     paths = torch.tensor(list(itertools.product((0, 1), repeat=depth)))
     nodes = torch.zeros_like(paths)
@@ -167,12 +169,12 @@ def _leaves(depth: int) -> tuple[Tensor, Tensor]:
     return paths, nodes
 
 
-def _uniform(seed: int, *shape: int) -> Tensor:
+def uniform_numbers(seed: int, *shape: int) -> Tensor:
     """Uniform numbers of a seed's own."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _draw_leaves(leaf_logps: Tensor, draws: Tensor) -> Tensor:
+def draw_leaves(leaf_logps: Tensor, draws: Tensor) -> Tensor:
     """Draw leaves by uniform numbers: log-probs (runs, leaves, T) and draws (runs, G) → int (runs, G)."""
     cumulated = leaf_logps.sum(dim=-1).exp().cumsum(dim=-1)  # (runs, leaves)
     leaves = torch.searchsorted(cumulated, draws.contiguous())
