@@ -1,6 +1,6 @@
-"""GRPO with outcome rewards, its process-reward twin, and λ-GRPO, each as (advantages, step_weights).
+"""GRPO with outcome rewards, its process-reward twin, λ-GRPO and their neighbours, as (advantages, step_weights).
 
-All three are one loss, `minigrpo.policy_loss`, with different tensors in it:
+All are one loss, `minigrpo.policy_loss`, with different tensors in it:
 
     L = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ step_weights_{i,t} · ( P_{i,t}·advantages_{i,t} − D_{i,t} )
 
@@ -13,6 +13,8 @@ al. 2024, arXiv 2402.03300. A different paper (arXiv 2510.06870, a learnable len
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo.checks import check_choice, check_rewards, check_scored_group
@@ -123,7 +125,9 @@ def lambda_grpo(
 
         L_λ = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ ( P_{i,t}·aᵢ − D_{i,t} ) / |λ^(i,t)|
 
-    It is no longer an unbiased policy gradient: of two branches with the same A > 0 it pushes towards the rarer.
+    In expectation it weighs a step by the probability that the other completions visit it, where GRPO weighs it by
+    their expected visits (docs/expectation.md). It is no longer an unbiased policy gradient of the mean reward: of two
+    branches with the same A > 0 it pushes towards the rarer.
 
     Args: as `grpo`: rewards (…, G), completion_ids and completion_mask (…, G, T), scale, eps.
 
@@ -138,5 +142,114 @@ def lambda_grpo(
     return a * mask, mask / step_sizes(completion_ids, completion_mask).clamp(min=1)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Neighbours: other answers to what a token's advantage is
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dr_grpo(
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "none",
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Dr. GRPO: GRPO without the standard deviation; a constant for `policy_loss`'s num_tokens is its other half.
+
+        aᵢ = rᵢ − mean r
+
+    Args: as `grpo`; scale and eps are without effect.
+
+    Returns, raises: as `grpo`.
+
+    Source: Liu et al. 2025, arXiv 2503.20783.
+    """
+    return grpo(rewards, completion_ids, completion_mask, scale="none")
+
+
+def rloo(
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "none",
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """RLOO: each reward against the mean of the others, an unbiased policy gradient.
+
+        aᵢ = rᵢ − mean of rⱼ over j ≠ i = G/(G − 1) · (rᵢ − mean r)
+
+    Args: as `grpo`; scale and eps are without effect.
+
+    Returns, raises: as `grpo`.
+
+    Source: Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740.
+    """
+    a, weights = grpo(rewards, completion_ids, completion_mask, scale="none")
+    G = rewards.shape[-1]
+    return a * (G / (G - 1)), weights
+
+
+def maxrl(
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "none",
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """MaxRL: divided by the mean, so that a prompt's gradient is that of ln pass@1 as G grows.
+
+        aᵢ = (rᵢ − mean r) / mean r,   0 where no completion has a reward
+
+    Args: as `grpo`, but rewards of at least 0; its paper knows 0 and 1 alone. scale and eps are without effect.
+
+    Returns, raises: as `grpo`; ValueError for a reward below 0.
+
+    Source: Tajwar, Zeng et al. 2026, arXiv 2602.02710.
+    """
+    a, weights = grpo(rewards, completion_ids, completion_mask, scale="none")
+    if (rewards < 0).any():
+        raise ValueError(f"rewards must be at least 0 for maxrl, got {rewards.min().item():g}")
+    mean = rewards.mean(dim=-1)[..., None, None]  # (…, 1, 1)
+    return a / torch.where(mean > 0, mean, 1), weights
+
+
+def tempo(
+    rewards: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    scale: str = "std",
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """TEMPO: GRPO's advantage, and at each branching what choosing this branch changed, a temporal difference.
+
+        aᵢ + ( A_{i,t} − A_{i,t−1} ),   A_{i,−1} = 0
+        = ( rᵢ − mean r + V(y_≤t) − V(y_<t) ) / (std r + eps),   V the mean of r below a prefix
+
+    Its published code does the same with eps 1e-6.
+
+    Args: as `grpo`.
+
+    Returns, raises: as `grpo`.
+
+    Source: Tran, Yao & Yu 2025, arXiv 2509.18314.
+    """
+    a, weights = grpo(rewards, completion_ids, completion_mask, scale=scale, eps=eps)
+    A, _ = prm(rewards, completion_ids, completion_mask, scale=scale, eps=eps)
+    return a + (A - F.pad(A, (1, -1))) * weights, weights
+
+
 # An entry: (rewards, completion_ids, completion_mask, *, scale, eps) → (advantages, step_weights), as `grpo` says.
-OBJECTIVES = {"grpo": grpo, "prm": prm, "lambda_grpo": lambda_grpo}
+OBJECTIVES = {
+    "grpo": grpo,
+    "prm": prm,
+    "lambda_grpo": lambda_grpo,
+    "dr_grpo": dr_grpo,
+    "rloo": rloo,
+    "maxrl": maxrl,
+    "tempo": tempo,
+}
+PAPER_OBJECTIVES = ("grpo", "prm", "lambda_grpo")  # of Sullivan & Koller

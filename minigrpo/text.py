@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from minigrpo.experiments.expectation import failed_expectations
+from minigrpo.experiments.expectation import WEIGHTS, failed_expectations, harmonic_utility
 from minigrpo.experiments.theorem import TOLERANCE, failures, is_broken
 from minigrpo.paper import TABLE1
 from minigrpo.stats import interval
@@ -52,25 +53,55 @@ def theorem_text(rows: Sequence[dict]) -> str:
 
 
 def expectation_text(rows: Sequence[dict]) -> str:
-    """The rows of `expectation` as a table, and what they say together."""
-    header = ("case", "loss gap", "grad gap", "constant")
-    lines = [
-        (
-            row["case"],
-            f"{row['loss_gap']:.1e}",
-            f"{row['grad_gap']:.1e}",
-            f"{row['constant']:.2f}",
-        )
-        for row in rows
-    ]
-    held = [max(row["loss_gap"], row["grad_gap"]) for row in rows if not is_broken(row)]
+    """The rows of `expectation` as tables, and what they say together.
+
+    Cases that hold are summed up: a line for the shapes of an objective, with the largest gaps.
+    """
+    header = ("case", "groups of", "loss gap", "grad gap", "constant")
+    held = [row for row in rows if not is_broken(row)]
+    summed: dict[str, list[dict]] = {}
+    for row in held:
+        shape = row["case"].partition(", G = ")[0]
+        summed.setdefault(f"{row['objective']}, {shape}", []).append(row)
+    lines = []
+    for name, cases in summed.items():
+        sizes = ", ".join(row["case"].partition(", G = ")[2] for row in cases)
+        gaps = [f"{max(row[gap] for row in cases):.1e}" for gap in ("loss_gap", "grad_gap")]
+        lines.append((name, sizes, *gaps, "1.00"))
+    for row in filter(is_broken, rows):
+        gaps = [f"{row[gap]:.1e}" for gap in ("loss_gap", "grad_gap")]
+        name = f"{row['case']}, {row['objective']}"
+        lines.append((name, "4", *gaps, f"{row['constant']:.2f}"))
+
+    largest = max((max(row["loss_gap"], row["grad_gap"]) for row in held), default=0)
     verdict = (
         "GRPO weighs a step by the expected visits of the others, λ-GRPO by the probability of a visit:\n"
-        f"{len(held)} cases, the largest gap is {max(held, default=0):.0e}, below {TOLERANCE:.0e}."
+        f"{len(held)} cases, the largest gap is {largest:.0e}, below {TOLERANCE:.0e}."
     )
     if failed := failed_expectations(rows):
         verdict = f"NOT as the statement says: {'; '.join(failed)}."
-    return f"{text_table(header, lines)}\n\n{verdict}"
+    return f"{text_table(header, lines)}\n\n{verdict}\n\n{utility_text()}"
+
+
+def utility_text(group_size: int = 16) -> str:
+    """One decision: how the objectives weigh an action of probability p, and what λ-GRPO maximises.
+
+    Args: group_size: G.
+    """
+    G = group_size
+    p = torch.tensor([0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
+    harmonic = sum(1 / k for k in range(1, G + 1))  # F(1)
+    columns = {
+        "p = pass@1": p,
+        "GRPO's weight": WEIGHTS["grpo"](p, G),
+        "λ-GRPO's": WEIGHTS["lambda_grpo"](p, G),
+        f"pass@{G}": 1 - (1 - p) ** G,
+        "F(p)": harmonic_utility(p, G),
+        "ln p + F(1)": p.log() + harmonic,
+    }
+    lines = [[f"{value:.2f}" for value in row] for row in zip(*columns.values(), strict=True)]
+    title = f"One decision, groups of {G}: F(p) = Σ (1 − (1 − p)^k)/k over k = 1 … {G}"
+    return f"{title}\n{text_table(tuple(columns), lines)}"
 
 
 def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:

@@ -25,7 +25,7 @@ def test_the_statement_holds_and_breaks(seed):
     rows = list(expectation(seed=seed))
     assert failed_expectations(rows) == []
     held = [row for row in rows if not is_broken(row)]
-    assert len(held) > 45
+    assert len(held) == 5 * 16 + 2
     assert max(max(row["loss_gap"], row["grad_gap"]) for row in held) < 1e-12
     broken = [row for row in rows if is_broken(row)]
     assert len(broken) == 6
@@ -87,8 +87,8 @@ def test_a_wrong_weight_is_found(monkeypatch):
     """As if all G completions counted, the own one too."""
     monkeypatch.setitem(WEIGHTS, "lambda_grpo", lambda p, G: 1 - (1 - p) ** G)
     failed = failed_expectations(list(expectation()))
-    assert any("tree of depth 3, lambda_grpo" in case for case in failed)
-    assert not any(", grpo" in case for case in failed)
+    assert any("tree of depth 3" in case for case in failed)
+    assert len(failed) == 16  # every tree and group size of λ-GRPO, and of no other
 
 
 def test_grpo_and_lambda_grpo_are_one_for_pairs():
@@ -122,7 +122,7 @@ def test_the_utility_is_that_of_one_decision_only():
 def test_what_cannot_be_enumerated_names_the_limit():
     with pytest.raises(ValueError, match="8 completions make 262144 groups of 6, at most 200000"):
         expected_update(draw_tree(2, 3, seed=0), "grpo", 6)
-    with pytest.raises(ValueError, match="objective must be one of grpo, prm, lambda_grpo, got 'dpo'"):
+    with pytest.raises(ValueError, match="objective must be one of grpo, prm, lambda_grpo, rloo, tempo, got 'dpo'"):
         closed_form(draw_tree(2, 1, seed=0), "dpo", 3)
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         next(expectation(seed=-1))
@@ -133,3 +133,32 @@ def test_the_command(tmp_path, capsys):
     assert "λ-GRPO by the probability of a visit" in capsys.readouterr().out
     assert main(["expectation", "--seed", "-1"]) == 2
     assert "seed must be at least 0, got -1" in capsys.readouterr().err
+
+
+def test_tempo_doubles_the_first_decision():
+    """By hand on two decisions: each prefix gets GRPO's push, and n_v·(R_v − R_before) more."""
+    tree, G = draw_tree(2, 2, seed=3), 3
+    leaves = [tuple(row) for row in tree.completion_ids.tolist()]
+    chances = tree.logps(tree.logits).sum(dim=1).exp().tolist()
+    pushes = {}
+    for group in itertools.product(range(4), repeat=G):
+        chance = math.prod(chances[i] for i in group)
+        rewards = [tree.rewards[i].item() for i in group]
+        for i, r in zip(group, rewards, strict=True):
+            for t in (0, 1):
+                prefix = leaves[i][: t + 1]
+                below = [x for j, x in zip(group, rewards, strict=True) if leaves[j][: t + 1] == prefix]
+                before = [x for j, x in zip(group, rewards, strict=True) if leaves[j][:t] == prefix[:t]]
+                push = r - sum(rewards) / G + sum(below) / len(below) - sum(before) / len(before)
+                pushes[prefix] = pushes.get(prefix, 0.0) + chance * push
+    _, gradient = expected_update(tree, "tempo", G)
+    logits = tree.logits.clone().requires_grad_()
+    logps = logits.log_softmax(dim=-1)
+    by_hand = -sum(
+        push * logps[0 if len(prefix) == 1 else 1 + prefix[0], prefix[-1]] for prefix, push in pushes.items()
+    )
+    (wanted,) = torch.autograd.grad(by_hand, logits)
+    assert (gradient - wanted).abs().max() < 1e-14
+    grpo = expected_update(tree, "grpo", G)[1]
+    assert torch.allclose(gradient[0], 2 * grpo[0], atol=1e-14)
+    assert (gradient[1:] - grpo[1:]).norm() > 0.01 * grpo[1:].norm()

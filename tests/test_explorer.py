@@ -19,6 +19,7 @@ from minigrpo import OBJECTIVES, ProcessTree, process_rewards, step_sizes
 from minigrpo.cli import main
 from minigrpo.explorer import TEMPLATE, page
 from minigrpo.llm.runs import read_group
+from minigrpo.objectives import PAPER_OBJECTIVES
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
 
 HOSTILE = [
@@ -360,7 +361,7 @@ RAGGED = [[1, 2, 3], [1, 2, 3], [1, 2], [], [1, 4, 5, 6], [7], [7, 8], [1, 2, 9]
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", PAPER_OBJECTIVES)
 @pytest.mark.parametrize(
     ("completions", "rewards", "options"),
     [
@@ -431,7 +432,7 @@ def test_numbers_are_minigrpo_s(show, objective, completions, rewards, options):
 def test_equal_rewards_push_nothing(show):
     driver = show(ProcessTree(["ab", "ac", "b"], [0.1] * 3).to_html())
     assert "every advantage is 0" in driver.find_element("id", "finding").text
-    for objective in OBJECTIVES:
+    for objective in PAPER_OBJECTIVES:
         choose(driver, objective)
         shown = driver.execute_script(READ)
         assert {token["run"].strip() for row in shown["rows"].values() for token in row["tokens"]} == {"0.00"}
@@ -442,7 +443,7 @@ def test_equal_rewards_push_nothing(show):
 def test_finding_tells_the_surprise(show):
     driver = show(worked().to_html())
     told = {}
-    for objective in OBJECTIVES:
+    for objective in PAPER_OBJECTIVES:
         choose(driver, objective)
         told[objective] = driver.find_element("id", "finding").text
     assert re.search(r"GRPO pushes J K L down 3 times.*3 × −0.22 = −0.66.*best completion", told["grpo"])
@@ -558,7 +559,7 @@ def test_a_step_of_the_whole_group_pushes_nothing(show):
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_wider_than_the_page(show, name, width):
     driver = show(PAGES[name]().to_html(caption="word" * 100), width=width)
-    for objective in OBJECTIVES:
+    for objective in PAPER_OBJECTIVES:
         choose(driver, objective)
         wide = driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= driver.execute_script("return document.documentElement.clientWidth") <= width
@@ -607,7 +608,7 @@ def test_text_stands_out(show, scheme):
     driver = show(worked().to_html(caption="x"), scheme=scheme)
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
-    for objective in OBJECTIVES:
+    for objective in PAPER_OBJECTIVES:
         choose(driver, objective)
         found = driver.execute_script(CONTRAST)
         assert len(found) > 90

@@ -489,7 +489,10 @@ def test_presets_are_settings_with_their_needs():
     ("changes", "words"),
     [
         ({"group_size": 1}, "group_size must be at least 2, got 1"),
-        ({"objective": "dpo"}, "objective must be one of grpo, lambda_grpo, prm, got 'dpo'"),
+        (
+            {"objective": "dpo"},
+            "one of dr_grpo, grpo, lambda_grpo, maxrl, prm, rloo, tempo, got 'dpo'",
+        ),
         ({"dtype": "int8"}, "dtype must be one of bfloat16, float32, got 'int8'"),
         ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
         ({"beta": -1.0}, "beta must be 0 or above, got -1.0"),

@@ -9,10 +9,12 @@ from groups import assert_close, groups, padded
 from hypothesis import given
 
 from minigrpo import OBJECTIVES, group_advantages, grpo, lambda_grpo, prm
+from minigrpo.objectives import PAPER_OBJECTIVES
 
 F64 = torch.float64
 DEVIATION = {"std": math.sqrt(14 / 3), "population": math.sqrt(14 / 4), "none": 1.0}  # of 0, 1, 2, 5: Σ(r − 2)² = 14
-names = pytest.mark.parametrize("name", ["grpo", "prm", "lambda_grpo"])
+names = pytest.mark.parametrize("name", OBJECTIVES)
+scaled = pytest.mark.parametrize("name", PAPER_OBJECTIVES)
 
 
 @pytest.mark.parametrize("eps", [1e-4, 0.5])
@@ -61,7 +63,7 @@ def test_worked_example(example):
         "prm": (padded(example.step_advantages), mask),
         "lambda_grpo": (outcome, inverse),
     }
-    assert list(OBJECTIVES) == list(expected)
+    assert PAPER_OBJECTIVES == tuple(expected)
     for name, pair in expected.items():
         for actual, wanted in zip(OBJECTIVES[name](group.rewards, group.ids, group.mask), pair, strict=True):
             assert_close(actual, wanted)
@@ -102,7 +104,7 @@ def test_each_step_weighs_one(group):
     assert_close(weights.sum(dim=-2), torch.tensor(distinct, dtype=F64))  # the prefixes of length t + 1, once each
 
 
-@names
+@scaled
 @pytest.mark.parametrize("options", [{"scale": "none"}, {"scale": "population"}, {"eps": 0.5}])
 def test_options_reach_the_advantages(name, options, example):
     group = example.group
@@ -114,11 +116,12 @@ def test_options_reach_the_advantages(name, options, example):
 
 @given(groups(leading=((3,), (2, 2))))
 def test_batched_equals_looped(group):
-    for objective in OBJECTIVES.values():
-        advantages, weights = objective(group.rewards, group.ids, group.mask)
+    for name, objective in OBJECTIVES.items():
+        rewards = group.rewards.abs() if name == "maxrl" else group.rewards  # which knows none below 0
+        advantages, weights = objective(rewards, group.ids, group.mask)
         for index in product(*map(range, group.ids.shape[:-2])):
             if group.mask[index].any():
-                alone = objective(group.rewards[index], group.ids[index], group.mask[index])
+                alone = objective(rewards[index], group.ids[index], group.mask[index])
                 assert_close(advantages[index], alone[0], 1e-14)
                 assert_close(weights[index], alone[1], 1e-14)
             else:
@@ -137,3 +140,60 @@ def test_dtypes_and_purity(name, dtype, int_dtype, example):
     for part, exact in zip(OBJECTIVES[name](*arguments), wanted, strict=True):
         assert_close(part, exact.to(dtype), 1e-6)
     assert all(map(torch.equal, arguments, before))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Neighbours, from their papers' equations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_by_hand():
+    """Three completions, A B, A C and D, of rewards 1, 0 and 0; deviation √(1/3)."""
+    rewards = torch.tensor([1.0, 0.0, 0.0], dtype=F64)
+    ids = torch.tensor([[1, 2], [1, 3], [4, 0]])
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0]]).bool()
+    third = torch.tensor([2.0, -1.0, -1.0], dtype=F64) / 3
+    for name, a in (
+        ("dr_grpo", third),
+        ("rloo", torch.tensor([1.0, -0.5, -0.5], dtype=F64)),  # 1 − 0, and 0 − 1/2
+        ("maxrl", torch.tensor([2.0, -1.0, -1.0], dtype=F64)),
+    ):
+        advantages, weights = OBJECTIVES[name](rewards, ids, mask)
+        assert_close(advantages, a.unsqueeze(-1) * mask)
+        assert torch.equal(weights, mask.to(F64))
+    advantages, weights = OBJECTIVES["tempo"](rewards, ids, mask, scale="none")
+    # V: 1/3 before, A 1/2, AB 1, AC 0, D 0
+    changes = torch.tensor([[1 / 6, 1 / 2], [1 / 6, -1 / 2], [-1 / 3, 0]], dtype=F64)
+    assert_close(advantages, (third.unsqueeze(-1) + changes) * mask)
+    assert torch.equal(weights, mask.to(F64))
+    scaled = OBJECTIVES["tempo"](rewards, ids, mask, eps=0.5)[0]
+    assert_close(scaled, advantages / (math.sqrt(1 / 3) + 0.5))
+
+
+@given(groups())
+def test_tempo_against_the_tree(group):
+    """Where a step goes on the term is 0; where one begins it is the step's advantage less its parent's."""
+    nodes = group.tree_nodes()
+    tempo = OBJECTIVES["tempo"](group.rewards, group.ids, group.mask)[0]
+    a = group_advantages(group.rewards).unsqueeze(-1)
+
+    def change(p, i, t):
+        before = nodes[p, i, t - 1].advantage if t else 0.0
+        return nodes[p, i, t].advantage - before
+
+    assert_close(tempo, (a + group.per_token(change)) * group.mask)
+
+
+@given(groups())
+def test_rloo_leaves_one_out(group):
+    G = group.rewards.shape[-1]
+    others = (group.rewards.sum(dim=-1, keepdim=True) - group.rewards) / (G - 1)
+    advantages = OBJECTIVES["rloo"](group.rewards, group.ids, group.mask)[0]
+    assert_close(advantages, (group.rewards - others).unsqueeze(-1) * group.mask, 1e-10)
+
+
+def test_maxrl_without_a_right_answer_and_with_a_reward_below_zero(example):
+    group = example.group
+    assert not OBJECTIVES["maxrl"](torch.zeros(6), group.ids, group.mask)[0].any()
+    with pytest.raises(ValueError, match=r"rewards must be at least 0 for maxrl, got -0\.5"):
+        OBJECTIVES["maxrl"](group.rewards - 0.5, group.ids, group.mask)

@@ -27,8 +27,9 @@ from trl_runs import OFF, PROMPTS, reward, tiny, trainer, weights
 
 import minigrpo
 from minigrpo.integrations import trl as adapter
-from minigrpo.integrations.trl import OBJECTIVES, ProcessGRPOTrainer
+from minigrpo.integrations.trl import ProcessGRPOTrainer
 from minigrpo.llm.models import TINY
+from minigrpo.objectives import OBJECTIVES, PAPER_OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -93,7 +94,7 @@ def test_grpo_is_trls_own(tmp_path, settings):
 
 
 def test_prm_is_grpo_where_nothing_is_clipped(tmp_path):
-    grpo, prm, other = (moved(run(name, tmp_path, max_steps=1)) for name in OBJECTIVES)
+    grpo, prm, other = (moved(run(name, tmp_path, max_steps=1)) for name in PAPER_OBJECTIVES)
     assert_close(prm, grpo, 1e-6)  # TRL's advantages are float32
     assert (other - grpo).abs().max() > 0.05 * grpo.abs().max()
 
@@ -254,7 +255,7 @@ def test_evaluation_has_groups_of_its_own_size(tmp_path):
     """Threes, where training has fours. (In a pair the shared tokens would cancel: a₁ = −a₂.)"""
     settings = {"num_generations_eval": 3, "per_device_eval_batch_size": 6}
     losses = {}
-    for objective in OBJECTIVES:
+    for objective in PAPER_OBJECTIVES:
         made = trainer(
             ProcessGRPOTrainer, tmp_path, more={"objective": objective}, deterministic=True, seed=1, **settings
         )
@@ -483,7 +484,10 @@ def refusal(tmp_path, objective="lambda_grpo", columns=("prompt",), more=None, *
 
 OPTIONS = set(inspect.signature(GRPOConfig).parameters)
 REFUSED = [
-    ({"objective": "grpo2"}, "objective must be one of grpo, lambda_grpo, prm, got 'grpo2'"),
+    (
+        {"objective": "grpo2"},
+        "one of dr_grpo, grpo, lambda_grpo, maxrl, prm, rloo, tempo, got 'grpo2'",
+    ),
     ({"loss_type": "grpo"}, "loss_type must be 'dapo' for the process objectives, got 'grpo'"),
     ({"loss_type": "bnpo"}, "loss_type must be 'dapo' for the process objectives, got 'bnpo'"),
     (

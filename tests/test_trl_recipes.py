@@ -64,7 +64,10 @@ def script(capsys, tmp_path, *more):
         (["betta=0.04"], "neither a recipe nor TRL's GRPOConfig has a setting 'betta'"),
         (["num_generations=5"], "got 16 × 5 and 7 × 1"),
         (["model=null"], "one_gpu_lora.yaml must have a setting 'model'"),
-        (["--dry-run", "--objective", "dpo"], "objective must be one of grpo, lambda_grpo, prm, got 'dpo'"),
+        (
+            ["--dry-run", "--objective", "dpo"],
+            "one of dr_grpo, grpo, lambda_grpo, maxrl, prm, rloo, tempo, got 'dpo'",
+        ),
         (["--dry-run", "loss_type=grpo"], "loss_type must be 'dapo' for the process objectives, got 'grpo'"),
         (["use_vllm=false", "bf16=false", "use_cpu=true", "task=missing.jsonl"], "missing.jsonl is not a file"),
     ],

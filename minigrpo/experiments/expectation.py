@@ -7,7 +7,12 @@ that do, V that of the prompt. With advantages rᵢ − mean r, a constant denom
     E[ λ-GRPO's gradient ] = Σ_v ( 1 − (1 − p_v)^(G−1) ) · (Q_v − V) · ∇ ln π(v)
 
 GRPO weighs a step by the expected visits of the other G − 1 completions, λ-GRPO by the probability that they visit it
-at all. For one decision and a constant baseline b the latter is the gradient of Σ_a (Q_a − b)·F(p_a),
+at all. RLOO's weight is G·p_v. TEMPO adds to GRPO's sum, with v⁻ the prefix before v and π(v) = p_v / p_v⁻,
+
+    Σ_v ( G·p_v⁻ − (1 − (1 − p_v⁻)^G) ) · π(v) · (Q_v − Q_v⁻) · ∇ ln π(v)
+
+which doubles the first decision and vanishes below prefixes that are rarely visited. For one decision and a constant
+baseline b λ-GRPO's is the gradient of Σ_a (Q_a − b)·F(p_a),
 
     F(p) = Σ_{k=1..G} (1 − (1 − p)^k) / k,
 
@@ -24,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo.experiments.theorem import BROKEN, DIFFERENT, TOLERANCE, is_broken
@@ -31,10 +37,17 @@ from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES
 
 MAX_GROUPS = 200_000  # enumerated: more take more than seconds, and gigabytes
+# Of Q_v − V, by p_v and G.
 WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "grpo": lambda p, G: (G - 1) * p,
     "prm": lambda p, G: (G - 1) * p,
     "lambda_grpo": lambda p, G: 1 - (1 - p) ** (G - 1),
+    "rloo": lambda p, G: G * p,
+    "tempo": lambda p, G: (G - 1) * p,
+}
+# Of π(v)·(Q_v − Q_v⁻), by p_v⁻ and G.
+BRANCH_WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "tempo": lambda before, G: G * before - (1 - (1 - before) ** G),
 }
 
 
@@ -163,7 +176,9 @@ def _groups(leaves: int, group_size: int) -> Tensor:
 
 
 def closed_form(tree: SmallTree, objective: str, group_size: int) -> tuple[float, Tensor]:
-    """What `expected_update` gives, by the formula: −Σ_v weight(p_v)·(Q_v − V), and its gradient by way of ln π(v).
+    """What `expected_update` gives, by the formula: the sum over prefixes, and its gradient by way of ln π(v).
+
+        L = −Σ_v ( WEIGHTS(p_v)·(Q_v − V) + BRANCH_WEIGHTS(p_v⁻)·π(v)·(Q_v − Q_v⁻) )
 
     Args:
         tree: the prompt.
@@ -186,7 +201,15 @@ def closed_form(tree: SmallTree, objective: str, group_size: int) -> tuple[float
     V = chance @ tree.rewards
     # Each prefix stands once for every completion through it: divide by how many those are.
     copies = passing.sum(dim=1).clamp(min=1)
-    push = torch.where(tree.mask, WEIGHTS[objective](p, group_size) * (Q - V) / copies, 0)
+    push = WEIGHTS[objective](p, group_size) * (Q - V)
+    if objective in BRANCH_WEIGHTS:
+        before, Q_before = (
+            F.pad(p, (1, -1), value=1),
+            torch.cat([V.expand(len(Q), 1), Q], 1)[:, :-1],
+        )
+        weight = BRANCH_WEIGHTS[objective](before, group_size)
+        push = push + weight * logps.detach().exp() * (Q - Q_before)
+    push = torch.where(tree.mask, push / copies, 0)
     (gradient,) = torch.autograd.grad(-(push * logps).sum(), logits)
     return -push.sum().item(), gradient
 
@@ -218,8 +241,17 @@ def utility_update(tree: SmallTree, group_size: int, baseline: float) -> tuple[f
 # ---------------------------------------------------------------------------------------------------------------------
 
 Update = tuple[float, Tensor]
-# A name, the update by enumeration, that of the closed form, and whether its denominator is another.
-Case = tuple[str, Callable[[], Update], Callable[[], Update], bool]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A comparison; `own_denominator` where the statement can hold up to a constant alone."""
+
+    name: str
+    objective: str
+    enumerated: Callable[[], Update]
+    closed: Callable[[], Update]
+    own_denominator: bool = False
 
 
 def expectation(*, seed: int = 0) -> Generator[dict, None, bool]:
@@ -234,8 +266,8 @@ def expectation(*, seed: int = 0) -> Generator[dict, None, bool]:
         seed: of policies and rewards.
 
     Yields:
-        A row a case: {case, loss_gap, grad_gap, constant}. Cases that break an assumption on purpose are named
-        `broken: …`: there the gap says how far the statement is off.
+        A row a case: {case, objective, loss_gap, grad_gap, constant}. Cases that break an assumption on purpose are
+        named `broken: …`: there the gap says how far the statement is off.
 
     Returns:
         True, at the end of the cases.
@@ -245,15 +277,16 @@ def expectation(*, seed: int = 0) -> Generator[dict, None, bool]:
     """
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
-    for name, enumerated, closed, own_denominator in _cases(seed):
-        loss, gradient = enumerated()
-        closed_loss, closed_gradient = closed()
+    for case in _cases(seed):
+        loss, gradient = case.enumerated()
+        closed_loss, closed_gradient = case.closed()
         constant = 1.0
-        if own_denominator:
+        if case.own_denominator:
             constant = ((gradient * closed_gradient).sum() / closed_gradient.square().sum()).item()
         unit = max(constant * closed_gradient.norm().item(), 1e-3)
         yield {
-            "case": name,
+            "case": case.name,
+            "objective": case.objective,
             "loss_gap": abs(loss - constant * closed_loss) / unit,
             "grad_gap": (gradient - constant * closed_gradient).norm().item() / unit,
             "constant": constant,
@@ -287,24 +320,23 @@ def _holding_cases(seed: int) -> Iterator[Case]:
         "tree of depth 2": (2, 2),
         "tree of depth 3": (2, 3),
     }
-    for name, (actions, depth) in shapes.items():
-        tree = draw_tree(actions, depth, seed)
-        for objective, G in itertools.product(WEIGHTS, (2, 3, 5)):
-            yield _case(f"{name}, {objective}, G = {G}", tree, objective, G)
     ragged = draw_tree(2, 3, seed, ragged=True)
     for objective in WEIGHTS:
-        yield _case(f"ragged tree, {objective}, G = 4", ragged, objective, 4)
+        for (name, (actions, depth)), G in itertools.product(shapes.items(), (2, 3, 5)):
+            tree = draw_tree(actions, depth, seed)
+            yield _case(f"{name}, G = {G}", tree, objective, G)
+        yield _case("ragged tree, G = 4", ragged, objective, 4)
 
 
 def _utility_cases(seed: int) -> Iterator[Case]:
     """One decision, a constant baseline: λ-GRPO climbs the harmonic mixture."""
     tree = draw_tree(4, 1, seed)
     for G in (2, 5):
-        yield (
-            f"one decision, λ-GRPO climbs Σ(Q − b)·F, G = {G}",
+        yield Case(
+            f"one decision, Σ(Q − b)·F, G = {G}",
+            "lambda_grpo",
             lambda G=G: expected_update(tree, "lambda_grpo", G, baseline=0.3),
             lambda G=G: utility_update(tree, G, 0.3),
-            False,
         )
 
 
@@ -315,12 +347,10 @@ def _broken_cases(seed: int) -> Iterator[Case]:
     noise = np.random.default_rng(seed + 1).normal(size=tuple(tree.logits.shape))
     old = tree.logits + 0.3 * torch.from_numpy(noise)
     for objective in ("grpo", "lambda_grpo"):
-        yield _case(f"{BROKEN}divided by the std, {objective}", tree, objective, 4, scale="std")
+        yield _case(f"{BROKEN}divided by the std", tree, objective, 4, scale="std")
+        yield _case(f"{BROKEN}ragged token mean", ragged, objective, 4, token_mean=True)
         yield _case(
-            f"{BROKEN}ragged token mean, {objective}", ragged, objective, 4, token_mean=True
-        )
-        yield _case(
-            f"{BROKEN}off-policy, clipped, {objective}",
+            f"{BROKEN}off-policy, clipped",
             tree,
             objective,
             4,
@@ -331,8 +361,9 @@ def _broken_cases(seed: int) -> Iterator[Case]:
 
 def _case(name: str, tree: SmallTree, objective: str, G: int, **options: Any) -> Case:
     """An objective against its closed form."""
-    return (
+    return Case(
         name,
+        objective,
         lambda: expected_update(tree, objective, G, **options),
         lambda: closed_form(tree, objective, G),
         "scale" in options or "token_mean" in options,

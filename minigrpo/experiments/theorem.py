@@ -145,6 +145,86 @@ def _micro_batches(
     return loss("grpo"), loss("prm")
 
 
+def _other_advantages(objective: str) -> Pair:
+    """Advantages of a neighbour, from rewards that it takes, against their means over the steps."""
+
+    def pair(
+        logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+    ) -> tuple[Tensor, Tensor]:
+        mask = group.completion_mask
+        rewards = (group.rewards > 0).to(logps)  # right or wrong
+        advantages, step_weights = OBJECTIVES[objective](rewards, step_ids, mask)
+        a = advantages.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)  # (G,), equal at every token
+        A = step_mean(a, step_ids, mask)  # (G, T)
+        return (
+            policy_loss(logps, logps, advantages, step_weights, mask),
+            policy_loss(logps, logps, A, step_weights, mask),
+        )
+
+    return pair
+
+
+def _cispo(
+    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+) -> tuple[Tensor, Tensor]:
+    """CISPO: the clipped ratio is a constant weight of ln π, so that a token's term is linear in its advantage.
+
+    L = −1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ stop(min(P, 1 + ε))·A·ln π
+
+    Source: MiniMax-M1, arXiv 2506.13585.
+    """
+    mask = group.completion_mask
+    weight = (logps - old_logps).exp().clamp(max=1.2).detach()
+
+    def loss(name: str) -> Tensor:
+        advantages, _ = OBJECTIVES[name](group.rewards, step_ids, mask)
+        return -(weight * advantages * logps)[mask].sum() / mask.sum()
+
+    return loss("grpo"), loss("prm")
+
+
+def _gspo(
+    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+) -> tuple[Tensor, Tensor]:
+    """GSPO: every token of a completion has the completion's own ratio, which members of a step do not share.
+
+    s = exp( mean over t of (ln π − ln π_old) )
+
+    Source: Zheng et al. 2025, arXiv 2507.18071.
+    """
+    mask = group.completion_mask
+    lengths = mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    log_ratio = torch.where(mask, logps - old_logps, 0)
+    ratio = (log_ratio.sum(dim=-1, keepdim=True) / lengths).exp().expand_as(logps)  # (G, T)
+
+    def loss(name: str) -> Tensor:
+        advantages, _ = OBJECTIVES[name](group.rewards, step_ids, mask)
+        return -(ratio * advantages)[mask].sum() / mask.sum()
+
+    return loss("grpo"), loss("prm")
+
+
+def _equal_group_dropped(
+    logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
+) -> tuple[Tensor, Tensor]:
+    """Dynamic sampling: a group of equal rewards beside this one is left out, with its tokens in the denominator.
+
+    Source: DAPO, Yu et al. 2025, arXiv 2503.14476.
+    """
+    both = [
+        torch.stack([value, value]) for value in (logps, old_logps, step_ids, group.completion_mask)
+    ]
+    rewards = torch.stack([group.rewards, torch.ones_like(group.rewards)])
+    kept = (rewards != rewards[:, :1]).any(dim=1)
+    logps, _, step_ids, mask = (value[kept] for value in both)
+
+    def loss(name: str) -> Tensor:
+        advantages, step_weights = OBJECTIVES[name](rewards[kept], step_ids, mask)
+        return policy_loss(logps, logps, advantages, step_weights, mask)
+
+    return loss("grpo"), loss("prm")
+
+
 ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
     "token mean, one update (μ = 1)": _on_policy(),
     "no std, constant denominator (Dr. GRPO)": _on_policy(scale="none", num_tokens=32),
@@ -152,6 +232,11 @@ ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
     "ratios off-policy, nothing clipped (ε = 100)": _off_policy(epsilon=100.0),
     "broken: clipping active (ε = 0.2)": _off_policy(epsilon=0.2),
     "clipping active, two sums per step": _two_sums,
+    "CISPO, clipping active (1 + ε = 1.2)": _cispo,
+    "RLOO": _other_advantages("rloo"),
+    "MaxRL": _other_advantages("maxrl"),
+    "equal groups dropped": _equal_group_dropped,
+    "broken: GSPO, a sequence's ratio": _gspo,
     "broken: per-completion mean, 1/len(y)": _on_policy(aggregation="seq-mean"),
     "broken: a denominator per micro-batch": _micro_batches,
     "broken: dropout": _on_policy(),

@@ -7,7 +7,8 @@ its weight, which travel with their rows through TRL's shuffling, splitting and 
 
 The weights go in as `tool_mask`, TRL's factor on the whole term of a token. The denominator, counted before, and the
 attention do not see it. The logged means of entropy, KL and clipping would: they are taken again, unweighted, from the
-same forward pass. TRL hands us advantages, not rewards; the mean of aᵢ over λ^(i,t) is A_{i,t}.
+same forward pass. TRL hands us advantages, not rewards; the mean of aᵢ over λ^(i,t) is A_{i,t}. RLOO, MaxRL and
+Dr. GRPO, whose advantages are others, take the rewards.
 
 Source: Sullivan & Koller, "GRPO is Secretly a Process Reward Model", ICML 2026, arXiv 2509.21154.
 Shapes: B rows of a process, P prompts, G completions of a group, T tokens.
@@ -22,10 +23,12 @@ from importlib import metadata
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from packaging.version import Version
 from torch import Tensor
 
 from minigrpo.checks import check_choice
+from minigrpo.objectives import OBJECTIVES
 from minigrpo.steps import step_mean, step_sizes
 
 OLDEST, BEYOND = "0.29.0", "1.17"  # of TRL: from the first; tested below the second
@@ -49,15 +52,24 @@ from trl import GRPOTrainer  # noqa: E402
 
 WEIGHTS = "tool_mask"  # the key of TRL's batch under which the weights travel
 
-# (advantages (P, G), completion_ids, completion_mask (P, G, T)) → advantages, step_weights, (P, G, T)
-OBJECTIVES = {
+# Objectives of minigrpo whose advantages are not those that TRL makes by its `scale_rewards`: they take the rewards.
+FROM_REWARDS = ("dr_grpo", "rloo", "maxrl")
+# The others: (advantages (P, G), completion_ids, completion_mask (P, G, T)) → advantages, step_weights, (P, G, T)
+FROM_ADVANTAGES = {
     "grpo": lambda a, ids, mask: (a.unsqueeze(-1) * mask, mask.to(a)),
     "prm": lambda a, ids, mask: (step_mean(a, ids, mask), mask.to(a)),
     "lambda_grpo": lambda a, ids, mask: (
         a.unsqueeze(-1) * mask,
         mask.to(a) / step_sizes(ids, mask).clamp(min=1),
     ),
+    "tempo": lambda a, ids, mask: (_with_changes(a, step_mean(a, ids, mask)) * mask, mask.to(a)),
 }
+
+
+def _with_changes(a: Tensor, A: Tensor) -> Tensor:
+    """aᵢ + A_{i,t} − A_{i,t−1}, from (P, G) and (P, G, T)."""
+    return a.unsqueeze(-1) + A - F.pad(A, (1, -1))
+
 
 REQUIRED = {  # what makes a token's term depend on other tokens, or the denominator on the weights
     "loss_type": "dapo",
@@ -164,7 +176,7 @@ class GenerationBoundary(TrainerCallback):
 
 
 class ProcessGRPOTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` with an `objective`: "grpo", "prm" or "lambda_grpo"; all else as its parent takes it.
+    """`trl.GRPOTrainer` with an `objective` of `minigrpo.OBJECTIVES`; all else as its parent takes it.
 
     Raises: ValueError, before a model is loaded, for another objective or an option under which it would not be exact.
     """
@@ -198,16 +210,25 @@ class ProcessGRPOTrainer(GRPOTrainer):
         if not mask.any():  # all were cut off, and mask_truncated_completions is on
             return batch
         G = self.num_generations if self.model.training else self.num_generations_eval
-        a = gather(batch["advantages"]).view(-1, G)
-        objective = OBJECTIVES[self.objective](
-            a, ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool()
-        )
+        ids, mask = ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool()  # (P, G, T)
+        if self.objective in FROM_REWARDS:
+            objective = OBJECTIVES[self.objective](self._rewards.view(-1, G), ids, mask)
+        else:
+            a = gather(batch["advantages"]).view(-1, G)
+            objective = FROM_ADVANTAGES[self.objective](a, ids, mask)
         B, T = batch["completion_ids"].shape
         mine = (
             value.flatten(0, 1).split(B)[self.accelerator.process_index][:, :T]
             for value in objective
         )
         return batch | dict(zip(("advantages", WEIGHTS), mine, strict=True))
+
+    def _calculate_rewards(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """TRL's, of all processes; their weighted sum is kept, NaN where no function gave one."""
+        rewards = super()._calculate_rewards(*arguments, **keywords)  # (all B, functions)
+        weighted = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        self._rewards = weighted.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+        return rewards
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss of the weighted terms, and its metrics of the unweighted ones."""

@@ -20,7 +20,7 @@ from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import Task, load_task
 from minigrpo.llm.training import train
 from minigrpo.losses import policy_loss
-from minigrpo.objectives import OBJECTIVES
+from minigrpo.objectives import OBJECTIVES, PAPER_OBJECTIVES
 from minigrpo.stats import interval
 from minigrpo.tree import ProcessTree
 
@@ -60,8 +60,8 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
     )
     weights = list(model.parameters())
     sides = {}
-    for name, objective in OBJECTIVES.items():
-        advantages, step_weights = objective(scored.rewards, samples.completion_ids, mask)
+    for name in PAPER_OBJECTIVES:
+        advantages, step_weights = OBJECTIVES[name](scored.rewards, samples.completion_ids, mask)
         loss = policy_loss(logps, logps, advantages, step_weights, mask)
         gradient = torch.autograd.grad(loss, weights, retain_graph=True)
         sides[name] = loss.item(), torch.cat([g.flatten() for g in gradient])

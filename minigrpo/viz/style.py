@@ -17,15 +17,35 @@ PALETTE = MappingProxyType(
         "grpo": "#4D4D4D",
         "lambda_grpo": "#009E73",
         "prm": "#CC79A7",
+        "dr_grpo": "#56B4E9",
+        "rloo": "#0072B2",
+        "maxrl": "#E69F00",
+        "tempo": "#D55E00",
         "good": "#0072B2",  # a positive advantage; a case that holds
         "bad": "#D55E00",  # a negative advantage; a broken case
         "branch": "#BBBBBB",
         "grid": "#DDDDDD",
     }
 )
-NAMES = MappingProxyType({"grpo": "GRPO", "lambda_grpo": "λ-GRPO", "prm": "PRM"})
-LINES = MappingProxyType({"grpo": "--", "lambda_grpo": "-", "prm": ":"})
-MARKERS = MappingProxyType({"grpo": "s", "lambda_grpo": "o", "prm": "^"})
+NAMES = MappingProxyType(
+    {
+        "grpo": "GRPO",
+        "lambda_grpo": "λ-GRPO",
+        "prm": "PRM",
+        "dr_grpo": "Dr. GRPO",
+        "rloo": "RLOO",
+        "maxrl": "MaxRL",
+        "tempo": "TEMPO",
+    }
+)
+LINES = MappingProxyType(
+    {"grpo": "--", "lambda_grpo": "-", "prm": ":"}
+    | {"dr_grpo": "--", "rloo": "-.", "maxrl": "-.", "tempo": (0, (1, 1))}
+)
+MARKERS = MappingProxyType(
+    {"grpo": "s", "lambda_grpo": "o", "prm": "^"}
+    | {"dr_grpo": "D", "rloo": "v", "maxrl": "P", "tempo": "X"}
+)
 SMOOTHED = 10  # updates in the trailing mean of a learning curve
 FLOOR = 1e-17  # where a gap of exactly 0 is drawn on a log axis
 
