@@ -27,11 +27,11 @@ def test_theorem_writes_its_rows(tmp_path, capsys):
     assert main(["theorem", "--groups", "4", "--json", str(tmp_path / "theorem.json")]) == 0
     result = json.loads((tmp_path / "theorem.json").read_text())
     assert result["finished"]
-    assert len(result["rows"]) == 27
+    assert len(result["rows"]) == 32
     assert {"case", "loss_gap", "grad_gap"} <= set(result["rows"][0])
     printed = capsys.readouterr().out
     assert all(row["case"] in printed for row in result["rows"])
-    assert "GRPO = PRM in 20 cases" in printed
+    assert "GRPO = PRM in 24 cases" in printed
 
 
 def test_a_theorem_that_fails_exits_with_1(monkeypatch, capsys):
@@ -78,9 +78,9 @@ def test_demo_writes_a_page_of_its_own(tmp_path, capsys):
     assert "J K L" in page
     printed = capsys.readouterr().out
     assert (tmp_path / "report.html").as_uri() in printed
-    assert "GRPO = PRM in 20 cases" in printed
+    assert "GRPO = PRM in 24 cases" in printed
     result = json.loads((tmp_path / "demo.json").read_text())
-    assert {len(result[key]) for key in ("theorem", "rows", "differences")} == {27, 12, 6}
+    assert {len(result[key]) for key in ("theorem", "rows", "differences")} == {32, 12, 6}
 
 
 @pytest.mark.parametrize(

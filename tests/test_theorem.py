@@ -22,7 +22,7 @@ def test_equal_wherever_the_assumptions_hold(rows):
 
 def test_different_wherever_one_is_broken(rows):
     broken = {row["case"]: row for row in rows if is_broken(row)}
-    assert len(broken) == 4 + len(POLICIES)  # clipping, per-completion mean, micro-batches, dropout; slipping
+    assert len(broken) == 5 + len(POLICIES)  # clipping, GSPO, per-completion mean, micro-batches, dropout; slipping
     assert min(row["grad_gap"] for row in broken.values()) > 0.05
     for name in ("clipping active (ε = 0.2)", "per-completion mean, 1/len(y)", "dropout"):
         assert broken[f"broken: {name}"]["differ"] > 0.5

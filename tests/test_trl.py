@@ -486,7 +486,7 @@ OPTIONS = set(inspect.signature(GRPOConfig).parameters)
 REFUSED = [
     (
         {"objective": "grpo2"},
-        "one of dr_grpo, grpo, lambda_grpo, maxrl, prm, rloo, tempo, got 'grpo2'",
+        "objective must be one of dr_grpo, grpo, lambda_grpo, maxrl, prm, rloo, tempo, got 'grpo2'",
     ),
     ({"loss_type": "grpo"}, "loss_type must be 'dapo' for the process objectives, got 'grpo'"),
     ({"loss_type": "bnpo"}, "loss_type must be 'dapo' for the process objectives, got 'bnpo'"),

@@ -145,20 +145,19 @@ def _micro_batches(
     return loss("grpo"), loss("prm")
 
 
-def _other_advantages(objective: str) -> Pair:
-    """Advantages of a neighbour, from rewards that it takes, against their means over the steps."""
+def _neighbour(objective: str, factor: Callable[[Tensor], Tensor | float]) -> Pair:
+    """A neighbour's advantages are rᵢ − mean r times a factor of the group: against the steps' own, times the same."""
 
     def pair(
         logps: Tensor, old_logps: Tensor, step_ids: Tensor, group: Rollout
     ) -> tuple[Tensor, Tensor]:
         mask = group.completion_mask
-        rewards = (group.rewards > 0).to(logps)  # right or wrong
-        advantages, step_weights = OBJECTIVES[objective](rewards, step_ids, mask)
-        a = advantages.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)  # (G,), equal at every token
-        A = step_mean(a, step_ids, mask)  # (G, T)
+        rewards = (group.rewards > group.rewards.mean()).to(logps)  # right or wrong, both occur
+        a, step_weights = OBJECTIVES[objective](rewards, step_ids, mask)
+        A, _ = OBJECTIVES["prm"](rewards, step_ids, mask, scale="none")
         return (
-            policy_loss(logps, logps, advantages, step_weights, mask),
-            policy_loss(logps, logps, A, step_weights, mask),
+            policy_loss(logps, logps, a, step_weights, mask),
+            policy_loss(logps, logps, A * factor(rewards), step_weights, mask),
         )
 
     return pair
@@ -233,8 +232,8 @@ ASSUMPTIONS: dict[str, Pair] = {  # the map of the theorem on random groups
     "broken: clipping active (ε = 0.2)": _off_policy(epsilon=0.2),
     "clipping active, two sums per step": _two_sums,
     "CISPO, clipping active (1 + ε = 1.2)": _cispo,
-    "RLOO": _other_advantages("rloo"),
-    "MaxRL": _other_advantages("maxrl"),
+    "RLOO": _neighbour("rloo", lambda r: len(r) / (len(r) - 1)),
+    "MaxRL": _neighbour("maxrl", lambda r: 1 / r.mean()),
     "equal groups dropped": _equal_group_dropped,
     "broken: GSPO, a sequence's ratio": _gspo,
     "broken: per-completion mean, 1/len(y)": _on_policy(aggregation="seq-mean"),

@@ -226,8 +226,11 @@ class ProcessGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, *arguments: Any, **keywords: Any) -> Tensor:
         """TRL's, of all processes; their weighted sum is kept, NaN where no function gave one."""
         rewards = super()._calculate_rewards(*arguments, **keywords)  # (all B, functions)
-        weighted = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
-        self._rewards = weighted.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+        self._rewards = (
+            (rewards * self.reward_weights.to(rewards.device))
+            .nansum(dim=1)
+            .masked_fill(rewards.isnan().all(dim=1), torch.nan)
+        )
         return rewards
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
