@@ -91,6 +91,7 @@ def train_trap(
     seeds: Sequence[int],
     cells: Sequence[tuple[int, float]] = CELLS,
     *,
+    seen: Callable[[Tensor], object] = lambda leaf_logps: None,
     progress: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Train one policy a cell and seed, all in one batch, and return how often each sampled its target.
@@ -103,6 +104,7 @@ def train_trap(
         objective: of OBJECTIVES, or MATCHED.
         seeds: a run each.
         cells: (n, r_neg), a run each: how many actions the loss-making paths share with the target, and their reward.
+        seen: called with ln π of each action of each leaf's path, float (runs, leaves, T), before each update.
         progress: called after each update.
 
     Returns:
@@ -141,6 +143,7 @@ def train_trap(
     for update in range(config.updates):
         # 1. Sample G leaves a run, by the exact probabilities of all of them.
         leaf_logps = token_logps(forward(weights), paths.expand(runs, -1, -1))  # (runs, leaves, T)
+        seen(leaf_logps.detach())
         leaves = draw_leaves(leaf_logps.detach(), draws[:, update])  # (runs, G)
         # (runs, G, T)
         logps = leaf_logps.gather(1, leaves.unsqueeze(-1).expand(-1, -1, config.depth))
@@ -265,6 +268,61 @@ def run_trap(
 def is_whole(hits: dict[str, Tensor], seeds: int) -> bool:
     """Whether `run_trap` has trained all the seeds that were asked for."""
     return all(hit.shape[1] == seeds for hit in hits.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The race: does the branch become good before its root is abandoned?
+# ---------------------------------------------------------------------------------------------------------------------
+
+RACE_CELL = (1, -0.5)
+RACE = TrapConfig(learning_rate=5.0, updates=120)
+
+
+def run_race(
+    config: TrapConfig = RACE, *, seeds: int = 30, cell: tuple[int, float] = RACE_CELL
+) -> dict[str, Tensor]:
+    """Train GRPO and λ-GRPO in one cell of the trap, and look at the exact probabilities on the target's way.
+
+    Args:
+        config: of the runs.
+        seeds: paired, 0 … seeds − 1.
+        cell: n, and r_neg.
+
+    Returns:
+        For each objective float (seeds, updates, 2): the probability of the target's first n actions, and that of the
+        rest after them.
+
+    Raises:
+        ValueError: for fewer than two seeds, or settings out of range.
+    """
+    check_trap(config, seeds)
+    paths, _ = all_paths(config.depth)
+    n, r_neg = cell
+    envs = [PathTreeEnv(config.depth, n, r_neg, target_seed=seed) for seed in range(seeds)]
+    targets = torch.tensor([paths.tolist().index(list(env.target)) for env in envs])
+    run = torch.arange(seeds)
+    races = {}
+    for objective in COMPARED:
+        seen: list[Tensor] = []
+
+        def look(leaf_logps: Tensor, seen: list[Tensor] = seen) -> None:
+            own = leaf_logps[run, targets]  # (seeds, T)
+            seen.append(torch.stack([own[:, :n].sum(dim=1), own[:, n:].sum(dim=1)], dim=1).exp())
+
+        train_trap(config, objective, range(seeds), [cell], seen=look)
+        races[objective] = torch.stack(seen, dim=1)
+    return races
+
+
+def race_threshold(cell: tuple[int, float] = RACE_CELL) -> float:
+    """The probability of the rest at which the first actions are worth as much as the others.
+
+        q·1 + (1 − q)·r_neg = 0.7
+
+    Above it the first actions' advantage is positive.
+    """
+    _, r_neg = cell
+    return (PathTreeEnv.r_other - r_neg) / (PathTreeEnv.r_target - r_neg)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

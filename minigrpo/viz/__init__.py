@@ -7,6 +7,7 @@ that a cell ends in.
 from minigrpo.viz.curves import plot_overlap, plot_table1, plot_theorem, plot_trap_curves
 from minigrpo.viz.expectation import plot_expectation
 from minigrpo.viz.packing import plot_packing
+from minigrpo.viz.race import plot_race
 from minigrpo.viz.readme import plot_readme
 from minigrpo.viz.style import FLOOR, LINES, MARKERS, NAMES, PALETTE, SMOOTHED
 from minigrpo.viz.tree import plot_tree
@@ -21,6 +22,7 @@ __all__ = [
     "plot_expectation",
     "plot_overlap",
     "plot_packing",
+    "plot_race",
     "plot_readme",
     "plot_table1",
     "plot_theorem",
