@@ -252,3 +252,31 @@ def overlap_text(rows: Sequence[dict], bins: int = 5) -> str:
 def _settings(row: dict) -> str:
     """Policy, optimiser and learning rate of a row."""
     return f"{row['policy']}, {row['optimizer']}, learning rate {row['lr']:g}"
+
+
+def passes_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
+    """pass@k of each objective, means over seeds, and the paired differences with their 95% intervals."""
+    names = [name for name in rows[0] if name.startswith("pass@")]
+    grouped: dict[tuple[str, str, float], list[dict]] = {}
+    for row in rows:
+        grouped.setdefault((row["task"], row["objective"], row["learning_rate"]), []).append(row)
+    lines = [
+        (
+            f"{task}, {objective}, {lr:g}",
+            f"{len(own)}",
+            *(f"{np.mean([row[name] for row in own]):.3f}" for name in names),
+        )
+        for (task, objective, lr), own in grouped.items()
+    ]
+    means = text_table(("task, objective, learning rate", "seeds", *names), lines)
+    lines = [
+        (f"{row['task']}, {row['learning_rate']:g}", row["difference"], f"{row['k']}", _signed(row))
+        for row in differences
+    ]
+    header = ("task, learning rate", "difference", "k", "pass@k (95% interval)")
+    return f"{means}\n\n{text_table(header, lines)}"
+
+
+def _signed(row: dict) -> str:
+    """A paired difference with its interval."""
+    return f"{row['mean']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"

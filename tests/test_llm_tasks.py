@@ -16,12 +16,12 @@ import datasets
 
 from minigrpo.llm import tasks, verifier
 from minigrpo.llm.rewards import exact_number, math_equal
-from minigrpo.llm.tasks import ANSWER_TAGS, load_task, read_jsonl, task_names
+from minigrpo.llm.tasks import ANSWER_TAGS, TRAPS, load_task, read_jsonl, task_names
 
 needs_gym = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="the extra gym is not installed; it takes a C compiler"
 )
-OURS = ["arithmetic", "sums", "sums-steps"]
+OURS = ["arithmetic", *TRAPS, "sums", "sums-steps"]
 GENERATORS = [
     "chain_sum",
     "basic_arithmetic",
@@ -207,7 +207,7 @@ def test_wrong_arguments(name, kwargs, sentence):
         ("chain_sum", {"options": {"no_such": 1}}, "unexpected keyword argument 'no_such'"),
         ("chain_sums", {}, "no task is named 'chain_sums', nor is it a .jsonl file: did you mean chain_sum"),
         ("sum", {}, "did you mean sums"),
-        ("qqqq", {}, "the names are arithmetic, sums, sums-steps, gsm8k, open-rs and reasoning_gym's"),
+        ("qqqq", {}, "sums, sums-steps, gsm8k, open-rs and reasoning_gym's"),
     ],
 )
 def test_wrong_arguments_of_a_generator(name, kwargs, sentence):

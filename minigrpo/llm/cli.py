@@ -1,10 +1,11 @@
-"""`python -m minigrpo llm train | eval | theorem | overlap | compare | plot | table2`."""
+"""`python -m minigrpo llm train | eval | theorem | overlap | compare | passk | plot | table2`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import datetime
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,6 +127,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the curves there: a line an evaluation of a run",
     )
+
+    sub = command(
+        "passk", _passk, "pass@1, pass@2, … of every run of a comparison, and paired differences"
+    )
+    sub.add_argument("out", type=Path, metavar="DIR", help="compare's --out")
+    sub.add_argument("--samples", type=int, default=64, help="n, of each problem (default 64)")
+    sub.add_argument("--threads", type=int, default=1, help="torch's (default 1)")
 
     text = "draw accuracy and reward of runs over updates, with the mean and interval of seeds"
     sub = command("plot", _plot, text, json=False)
@@ -351,6 +359,34 @@ def _compare(arguments: argparse.Namespace) -> int:
             )
     if not finished:
         print("stopped early: go on with the same command", file=sys.stderr)
+    return 0 if finished else INTERRUPTED
+
+
+def _passk(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.experiments import pass_at_k, pass_differences
+    from minigrpo.text import passes_text
+
+    if arguments.samples < 1:
+        raise ValueError(f"--samples must be at least 1, got {arguments.samples}")
+    torch.set_num_threads(max(1, arguments.threads))
+    known: list[dict] = []
+    if arguments.json and arguments.json.exists():  # what it holds is kept and gone on from
+        known = json.loads(arguments.json.read_text(encoding="utf-8"))["rows"]
+    found: list[dict] = []
+
+    def keep(row: dict) -> None:
+        found.append(row)
+        if arguments.json:
+            rest = [row for row in known if row not in found]
+            write_json(arguments.json, {"rows": [*found, *rest], "finished": False})
+
+    work = pass_at_k(arguments.out, known, samples=arguments.samples)
+    rows, finished = collect(work, keep)
+    compared = pass_differences(rows)
+    print(passes_text(rows, compared))
+    if arguments.json:
+        result = {"rows": rows, "differences": compared, "finished": finished}
+        write_json(arguments.json, result)
     return 0 if finished else INTERRUPTED
 
 

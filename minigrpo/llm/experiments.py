@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minigrpo.llm import runs
+from minigrpo.llm.evaluation import evaluate
 from minigrpo.llm.models import LoadedModel, load_model
 from minigrpo.llm.sampling import completion_logps
 from minigrpo.llm.scoring import Scored, score_groups
@@ -26,6 +27,7 @@ from minigrpo.tree import ProcessTree
 
 OVERLAP = ("path_depth", "intermediate_proportion", "step_size")
 TOLERANCE = 1e-5  # relative, in float32
+BATCH = 1024  # completions at a time where many are sampled
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,3 +281,85 @@ def _paired(ours: dict[int, dict], theirs: dict[int, dict], measure: str) -> np.
     """The differences of a measure, seed by seed, over the seeds that both have."""
     seeds = sorted(ours.keys() & theirs.keys())
     return np.array([ours[seed][measure] - theirs[seed][measure] for seed in seeds], float)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pass@k
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pass_at_k(
+    folder: str | Path, known: Sequence[dict] = (), *, samples: int = 64
+) -> Generator[dict, None, bool]:
+    """Evaluate each run of `compare` by pass@k, on its held-out problems and at its own temperature.
+
+        pass@k = mean over problems of 1 − C(n − c, k) / C(n, k),   c of n samples right
+
+    Args:
+        folder: of the runs' folders.
+        known: rows of an earlier call: what stands there is not evaluated again.
+        samples: n, a problem.
+
+    Yields:
+        A row a run: {task, objective, learning_rate, seed, samples, pass@1, pass@2, pass@4, … pass@n}.
+
+    Returns:
+        True, at the end.
+
+    Raises:
+        ValueError: where no run is in the folder; as `evaluate`.
+    """
+    folders = runs.run_folders(Path(folder))
+    if not folders:
+        raise ValueError(f"{folder} holds no run: make some by `llm compare --out {folder}`")
+    for run in folders:
+        settings = runs.read_settings(run)
+        names = ("task", "objective", "learning_rate", "seed")
+        same = {name: getattr(settings, name) for name in names} | {"samples": samples}
+        row = next((row for row in known if row.items() >= same.items()), None)
+        yield row or same | _passes(run, settings, samples)
+    return True
+
+
+def _passes(run: Path, settings: Settings, samples: int) -> dict[str, float]:
+    """pass@1, pass@2, … of a run's last checkpoint."""
+    task = load_task(settings.task, train_size=settings.train_size, heldout_size=settings.eval_size)
+    loaded, _ = runs.load_run(run, settings)
+    found = evaluate(
+        loaded.model,
+        loaded.tokenizer,
+        task,
+        max_new_tokens=settings.max_new_tokens,
+        samples=samples,
+        temperature=settings.temperature,
+        batch=max(samples, BATCH),
+    )
+    return {name: found[name] for name in _ks(samples)}
+
+
+def _ks(samples: int) -> list[str]:
+    """pass@1, pass@2, pass@4, … as far as n samples go."""
+    return [f"pass@{2**e}" for e in range(samples.bit_length())]
+
+
+def pass_differences(rows: Sequence[dict]) -> list[dict]:
+    """The paired difference of each pass@k between each objective and the first, on each task, over the seeds.
+
+    Args: rows: of `pass_at_k`.
+    Returns: a row for each task, learning rate and k: {task, learning_rate, difference, k, seeds, mean, ci_low,
+        ci_high}, with 95% bootstrap intervals.
+    """
+    settings: dict[tuple[str, float], dict[str, dict[int, dict]]] = {}
+    for row in rows:
+        own = settings.setdefault((row["task"], row["learning_rate"]), {})
+        own.setdefault(row["objective"], {})[row["seed"]] = row
+    differences = []
+    for (task, lr), by_objective in settings.items():
+        first, *others = by_objective
+        for other in others:
+            same = {"task": task, "learning_rate": lr, "difference": f"{other} − {first}"}
+            for name in [name for name in rows[0] if name.startswith("pass@")]:
+                paired = _paired(by_objective[other], by_objective[first], name)
+                k = int(name.removeprefix("pass@"))
+                differences.append(same | {"k": k} | interval(paired))
+    return differences

@@ -1,7 +1,8 @@
 """Rewards that a program verifies: `(completion, answer) → 0.0 or 1.0`, pure functions of two texts.
 
 `exact_number` for arithmetic, `math_equal` for formulas, and separate from both, `format_reward`, which reads no
-answer. `math_equal` works in a helper process (`minigrpo.llm.verifier`), as a parser can hang on a model's text.
+answer. `begun_reward` alone is not 0 or 1: it makes a trap of a problem. `math_equal` works in a helper process
+(`minigrpo.llm.verifier`), as a parser can hang on a model's text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from minigrpo.llm import verifier
 
 Reward = Callable[[str, str], float]
 SECONDS = 5.0  # what math-verify may take for one completion
+FIRST = re.compile(r"-?[0-9]+")  # the number that a worked answer begins with
 
 # How numbers are written
 
@@ -97,6 +99,22 @@ def math_equal(completion: str, answer: str) -> float:
     return float(
         verifier.call("math_equal", _for_math_verify(completion), right, seconds=SECONDS) is True
     )
+
+
+def begun_reward(completion: str, answer: str, *, fall: float, comfort: float) -> float:
+    """Reward 1.0 for the worked answer itself; what another gets depends on whether it begins as that does.
+
+    Args:
+        completion: the text, as "25-4=20".
+        answer: the worked answer, as "25-4=21".
+        fall: for one whose first number is the answer's.
+        comfort: for one whose first number is another, or that begins with none.
+    """
+    text = completion.strip()
+    if text == answer:
+        return 1.0
+    first, right = FIRST.match(text), FIRST.match(answer)
+    return fall if first and right and first[0] == right[0] else comfort
 
 
 def boxed(formula: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigrpo.llm import verifier
-from minigrpo.llm.rewards import Reward, boxed, exact_number, math_equal, parse_number
+from minigrpo.llm.rewards import Reward, begun_reward, boxed, exact_number, math_equal, parse_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,9 +41,10 @@ class Task:
     """Problems, and the reward that verifies an answer.
 
     `train` and `heldout` have the text columns "prompt" (the user's message) and "answer", and no prompt in common.
-    `reward(completion, answer)` is 0.0 or 1.0. `max_new_tokens` is enough for a right answer; `system_prompt` goes
-    before the user's message where it isn't None. Of `golds_checked` different answers (all; at most GOLDS where the
-    reward is slow) the `unequal_golds` don't get reward 1.0 for their own text: they can't be what is meant.
+    `reward(completion, answer)` is 1.0 for a right one; for another 0.0, or what a task of TRAPS gives it.
+    `max_new_tokens` is enough for a right answer; `system_prompt` goes before the user's message where it isn't None.
+    Of `golds_checked` different answers (all; at most GOLDS where the reward is slow) the `unequal_golds` don't get
+    reward 1.0 for their own text: they can't be what is meant.
     """
 
     name: str
@@ -107,9 +108,10 @@ def load_task(
     """Load a task by name, or from a .jsonl file.
 
     Args:
-        name: "arithmetic" (the tiny model's), "sums", "sums-steps", "gsm8k", "open-rs", a data set of reasoning_gym
-            ("chain_sum", …), or the path of a file with one JSON object a line: "prompt" (or "problem", "question")
-            and "answer", of which only what follows "####" counts. Further fields are free.
+        name: "arithmetic" (the tiny model's), the same problems with a trap (of TRAPS), "sums", "sums-steps", "gsm8k",
+            "open-rs", a data set of reasoning_gym ("chain_sum", …), or the path of a file with one JSON object a line:
+            "prompt" (or "problem", "question") and "answer", of which only what follows "####" counts. Further fields
+            are free.
         seed: picks and orders the train problems; the held-out ones don't depend on it.
         train_size: training problems at most; a generator gives exactly as many.
         heldout_size: held-out problems at most; a generator gives exactly as many.
@@ -275,6 +277,35 @@ def _arithmetic(wanted: _Wanted) -> _Source:
         draw("held-out", 0, wanted.heldout_size),
     )
     return _Source(train, heldout, exact_number, max_new_tokens=24)
+
+
+# What a completion gets that begins rightly and ends wrongly, and what one gets that begins wrongly.
+TRAPS = {
+    "arithmetic-slope": (
+        0.5,
+        -0.5,
+    ),  # the opposite of a trap: beginning rightly pays, whatever follows
+    "arithmetic-worked": (0.0, 0.0),
+    "arithmetic-trap-mild": (-0.5, 0.3),
+    "arithmetic-trap": (
+        -1.0,
+        0.7,
+    ),  # the paper's trap in language: most of what begins rightly should not have
+}
+
+
+def _arithmetic_trap(wanted: _Wanted, fall: float, comfort: float) -> _Source:
+    """The tiny model's problems with the worked answer, "25-4=21", and a reward that looks at how it begins."""
+    from minigrpo.llm.arithmetic import all_problems, problems
+
+    def draw(split: str, seed: int, n: int) -> list[Row]:
+        n = min(n, len(all_problems(split)))
+        return [(prompt, worked) for prompt, _, worked in problems(split, seed, n)]
+
+    train = draw("train", wanted.seed, wanted.train_size)
+    heldout = draw("held-out", 0, wanted.heldout_size)
+    reward = partial(begun_reward, fall=fall, comfort=comfort)
+    return _Source(train, heldout, reward, max_new_tokens=24)
 
 
 def _sums(wanted: _Wanted, terms: int, ending: str, max_new_tokens: int) -> _Source:
@@ -580,6 +611,10 @@ def _final(answer: str) -> str:
 
 TASKS: dict[str, Callable[[_Wanted], _Source]] = {
     "arithmetic": _arithmetic,
+    **{
+        name: partial(_arithmetic_trap, fall=fall, comfort=comfort)
+        for name, (fall, comfort) in TRAPS.items()
+    },
     "sums": partial(_sums, terms=2, ending="Reply with the number only.", max_new_tokens=16),
     "sums-steps": partial(_sums, terms=3, ending="Show each step.", max_new_tokens=64),
     "gsm8k": _gsm8k,
