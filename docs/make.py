@@ -1,7 +1,7 @@
 """Make what the docs show of results: `python docs/make.py` (half a minute).
 
-The blocks of docs/results.md and the figures in docs/img are drawn from the committed JSON in docs/results. The
-README's figure trains the trap anew, as `python -m minigrpo demo` does.
+The blocks of docs/results.md and docs/expectation.md and the figures in docs/img are drawn from the committed JSON in
+docs/results. The README's figure and the race train the trap anew, as `python -m minigrpo demo` does.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from statistics import fmean
 
-from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_trap
+from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_race, run_trap
 from minigrpo.files import write_text
 from minigrpo.llm.experiments import OVERLAP
 from minigrpo.llm.gpu import A100, T4, memory, minutes
@@ -21,16 +21,27 @@ from minigrpo.text import (
     compare_text,
     controls_text,
     differences_text,
+    expectation_text,
     overlap_text,
     table1_text,
     text_table,
     theorem_text,
+    utility_text,
 )
 from minigrpo.tree import ProcessTree
-from minigrpo.viz import NAMES, plot_overlap, plot_packing, plot_readme, plot_table1, plot_theorem
+from minigrpo.viz import (
+    NAMES,
+    plot_expectation,
+    plot_overlap,
+    plot_packing,
+    plot_race,
+    plot_readme,
+    plot_table1,
+    plot_theorem,
+)
 
 DOCS = Path(__file__).parent
-PAGE = DOCS / "results.md"
+PAGES = (DOCS / "results.md", DOCS / "expectation.md")
 SMOLLM2 = {"smollm2": "G = 8, temperature 1", "smollm2_overlap": "G = 16, temperature 0.7"}
 CURVES = {name: DOCS / "results" / f"llm_{name}_tiny.csv" for name in ("compare", "prm")}
 
@@ -45,6 +56,8 @@ def blocks() -> dict[str, str]:
     table1 = result("table1")
     return {
         "theorem": theorem_text(result("theorem")["rows"]),
+        "expectation": expectation_text(result("expectation")["rows"]),
+        "utility": utility_text(),
         "table1": table1_text(table1["rows"], table1["differences"]),
         "controls": controls_text(table1["controls"]),
         "transformer": every_rate(result("table1_transformer_adam")),
@@ -146,7 +159,8 @@ def page(text: str) -> str:
 
 def main() -> None:
     """Write the blocks and every figure."""
-    print(write_text(PAGE, page(PAGE.read_text(encoding="utf-8"))).name)
+    for path in PAGES:
+        print(write_text(path, page(path.read_text(encoding="utf-8"))).name)
     tree = ProcessTree([completion.split() for completion in WORKED_EXAMPLE], WORKED_REWARDS)
     table1 = result("table1")
     overlaps: dict[str, list[dict]] = {}
@@ -156,6 +170,8 @@ def main() -> None:
         ("readme", plot_readme(tree, run_trap(DEFAULT_TRAP, COMPARED, 30, progress=False), tuple(TABLE1))),
         ("table1", plot_table1(table1["rows"], table1["differences"])),
         ("theorem", plot_theorem(result("theorem")["rows"])),
+        ("expectation", plot_expectation()),
+        ("race", plot_race(run_race())),
         ("packing", plot_packing("pqr", ["".join(completion) for completion in tree.completions])),
         *((f"overlap_{task.lower()}", plot_overlap(rows)) for task, rows in overlaps.items()),
         ("llm_compare_tiny", plot_curves(read_curves([CURVES["compare"]]))),

@@ -1,4 +1,4 @@
-"""minigrpo: GRPO is a process reward method, and λ-GRPO mends its flaw. See the README for the way in."""
+"""minigrpo: GRPO is a process reward method, and λ-GRPO counts each step once. See the README for the way in."""
 
 from minigrpo import envs  # registers the toy tasks with Gymnasium
 from minigrpo.losses import clipped_surrogate, kl_k3, policy_loss, token_logps

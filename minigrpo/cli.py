@@ -16,6 +16,7 @@ import torch
 from minigrpo import __version__
 from minigrpo.commands import INTERRUPTED, collect, run
 from minigrpo.experiments import (
+    LANGUAGE_POLICIES,
     LEARNING_RATES,
     TrapConfig,
     expectation,
@@ -28,14 +29,17 @@ from minigrpo.experiments import (
 )
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.paper import WORKED_EXAMPLE, WORKED_REWARDS
+from minigrpo.policies import POLICIES
 from minigrpo.settings import add_options, given
 from minigrpo.text import (
     controls_text,
     expectation_text,
+    language_table1_text,
     overlap_text,
     sparkline,
     table1_text,
     theorem_text,
+    utility_text,
 )
 from minigrpo.trainer import Config, train
 from minigrpo.tree import ProcessTree
@@ -113,8 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(
         "table1", _table1, "the paper's trap: GRPO and λ-GRPO in six cells with paired seeds"
     )
-    sub.add_argument("--seeds", type=int, default=30, help="paired seeds a cell [30]")
-    add_options(sub, TrapConfig, only=("policy", "optimizer", "updates", "group_size"))
+    sub.add_argument("--seeds", type=int, help="paired seeds a cell [30; 6 of a language model]")
+    text = "what is trained; language models, by AdamW, take hours for a learning rate [tabular]"
+    sub.add_argument("--policy", choices=[*POLICIES, *LANGUAGE_POLICIES], help=text)
+    add_options(sub, TrapConfig, only=("optimizer", "updates", "group_size"))
     sub.add_argument(
         "--lr",
         type=float,
@@ -126,6 +132,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="learning-rate sweep, matched gradient norm, tabular Adam",
     )
+    text = "keep a language model's runs there, and go on from those that it holds"
+    sub.add_argument("--csv", type=Path, metavar="FILE", help=text)
 
     sub = command(
         "overlap", _overlap, "how much of a completion its group shares while a policy trains"
@@ -190,12 +198,17 @@ def _theorem(arguments: argparse.Namespace) -> int:
 
 def _expectation(arguments: argparse.Namespace) -> int:
     rows, finished = collect(expectation(seed=arguments.seed))
-    print(expectation_text(rows))
+    print(f"{expectation_text(rows)}\n\n{utility_text()}")
     code = _finish(arguments, {"rows": rows}, finished)
     return 1 if failed_expectations(rows) else code
 
 
 def _table1(arguments: argparse.Namespace) -> int:
+    if arguments.policy in LANGUAGE_POLICIES:
+        return _language_table1(arguments)
+    if arguments.csv:
+        raise ValueError(f"--csv is for the policies {', '.join(LANGUAGE_POLICIES)}")
+    arguments.seeds = 30 if arguments.seeds is None else arguments.seeds
     result: dict[str, list[dict]] = {"rows": [], "differences": [], "controls": []}
     try:
         _, finished = collect(_table1_parts(arguments, result))
@@ -230,6 +243,28 @@ def _table1_parts(
             if not whole:
                 return False
     return True
+
+
+def _language_table1(arguments: argparse.Namespace) -> int:
+    """Table 1 with a language model: a run after another, each kept when it is finished."""
+    from minigrpo.llm.trap import LanguageTrap, language_trap, language_trap_rows  # heavy
+
+    if arguments.controls or arguments.optimizer:
+        raise ValueError("--controls and --optimizer are for the policies " + ", ".join(POLICIES))
+    if arguments.csv:
+        check_writable(arguments.csv)
+    config = LanguageTrap(**given(arguments, LanguageTrap))
+    rates = arguments.lr or [config.learning_rate]
+    seeds = 6 if arguments.seeds is None else arguments.seeds
+
+    def tell(told: str) -> None:
+        if not arguments.quiet:
+            print(told, file=sys.stderr, flush=True)
+
+    curves, finished = collect(language_trap(config, rates, seeds, arguments.csv, progress=tell))
+    rows, differences = language_trap_rows(curves, config)
+    print(language_table1_text(rows, differences))
+    return _finish(arguments, {"rows": rows, "differences": differences}, finished)
 
 
 def _say(text: str) -> str:

@@ -75,7 +75,7 @@ def demo(
     gaps = list(theorem(groups=60, progress=progress))
     print(theorem_text(gaps))
 
-    _say("3. The trap: the flaw, and λ-GRPO's repair", TRAP)
+    _say("3. The trap: a race, and λ-GRPO", TRAP)
     hits = run_trap(DEFAULT_TRAP, COMPARED, seeds, progress=progress)
     rows, differences = trap_rows(hits, DEFAULT_TRAP)
     print(
@@ -96,7 +96,7 @@ def demo(
             [*THEOREM, Picture(viz.plot_theorem(gaps), ALTS["theorem"]), Pre(theorem_text(gaps))],
         ),
         (
-            "The trap: the flaw, and λ-GRPO's repair",
+            "The trap: a race, and λ-GRPO",
             [
                 *TRAP,
                 Picture(viz.plot_table1(rows, differences), ALTS["table1"]),

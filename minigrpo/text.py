@@ -80,7 +80,7 @@ def expectation_text(rows: Sequence[dict]) -> str:
     )
     if failed := failed_expectations(rows):
         verdict = f"NOT as the statement says: {'; '.join(failed)}."
-    return f"{text_table(header, lines)}\n\n{verdict}\n\n{utility_text()}"
+    return f"{text_table(header, lines)}\n\n{verdict}"
 
 
 def utility_text(group_size: int = 16) -> str:
@@ -125,6 +125,33 @@ def table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
         lines.append((f"{row['n']}", f"{row['r_neg']:+.1f}", *frequencies, _difference(row)))
     note = "\nFewer than 10 seeds: such intervals are too narrow." if seeds < 10 else ""
     return f"{title}\n{text_table(header, lines)}{note}"
+
+
+def language_table1_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
+    """Table 1 with a language model, a table for each learning rate: the target's probability, and who found it."""
+    tables = []
+    for lr in dict.fromkeys(row["lr"] for row in rows):
+        own = [row for row in rows if row["lr"] == lr]
+        title = f"Target probability over the last 50 updates: {_settings(own[0])}"
+        header = ("n", "r_neg", "prior", "seeds", "GRPO", "found", "λ-GRPO", "found", "difference")
+        lines = []
+        for difference in differences:
+            cell = difference["n"], difference["r_neg"]
+            both = [row for row in own if (row["n"], row["r_neg"]) == cell]
+            if difference["lr"] != lr:
+                continue
+            scores = [
+                text
+                for row in both
+                for text in (f"{row['mean']:.2f}", f"{row['found'] * row['seeds']:.0f}")
+            ]
+            prior, seeds = f"{both[0]['prior']:.3f}", f"{both[0]['seeds']}"
+            lines.append(
+                (f"{cell[0]}", f"{cell[1]:+.1f}", prior, seeds, *scores, _difference(difference))
+            )
+        tables.append(f"{title}\n{text_table(header, lines)}")
+    note = "prior: the target's probability before the first update; found: runs that end above 0.5"
+    return "\n\n".join([*tables, note])
 
 
 def controls_text(controls: Sequence[dict]) -> str:

@@ -116,8 +116,10 @@ def test_average_by_hand():
 
 
 def test_table_is_empty_where_nothing_was_run():
-    lines = table2_text([]).splitlines()
-    assert [line.split() for line in lines[2:]] == [[name, f"{paper:.4f}"] for name, paper in TABLE2_AVERAGES.items()]
+    lines = [line.split() for line in table2_text([]).splitlines()]
+    assert lines[2::2] == [[name] for name in TABLE2_AVERAGES]
+    assert [line[-1] for line in lines[3::2]] == [f"{paper:.4f}" for paper in TABLE2_AVERAGES.values()]
+    assert "the paper 0.3333 ± 0.0875 0.7660 ± 0.0190" in " ".join(lines[5])
 
 
 def test_tiny_on_all_five(folder, capsys):

@@ -34,6 +34,9 @@ MATCHED = "grpo_matched"
 CELLS = tuple(TABLE1)  # (n, r_neg)
 POOLED = ((1, None), (2, None))  # the three cells of each n, taken together
 
+# of `minigrpo.llm.trap`, a run after another; the second is GPT-2 small, drawn from its config
+LANGUAGE_POLICIES = ("smollm2-135m", "gpt2-random")
+
 # chosen after a look at several, so that the lead shows: `table1 --controls` says how it depends
 LEARNING_RATES = {
     ("tabular", "sgd"): 20.0,

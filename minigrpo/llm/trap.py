@@ -40,7 +40,9 @@ from minigrpo.packing import ancestor_mask, inner_tokens, pack
 from minigrpo.settings import setting
 from minigrpo.stats import interval
 
-GPT2_RANDOM = "gpt2-random"  # GPT-2 small, 124 million parameters, drawn from its config
+GPT2_RANDOM = (
+    "gpt2-random"  # GPT-2 small, 124 million parameters, drawn from its config by the seed
+)
 GPT2_TOKENS = (50256, 406, 371)  # what its tokenizer makes of PROMPT and of ACTIONS
 PROMPT = "<|endoftext|>"  # the begin of a document, for GPT-2 and SmolLM2
 ACTIONS = (" L", " R")

@@ -41,7 +41,7 @@ def _draw_weights(axes: Axes, group_sizes: Sequence[int]) -> None:
                 label=f"{NAMES[objective]}, G = {G}",
             )
     axes.set(xlim=(0, 1), ylim=(0, 4))
-    axes.legend(fontsize=8.5, frameon=False, ncols=2, loc="lower right")
+    axes.legend(fontsize=8.5, framealpha=0.9, edgecolor="none", ncols=2, loc="lower right")
     label_axes(
         axes,
         "p, probability that a completion passes through the step",
