@@ -74,7 +74,7 @@ def test_overlap_and_train(tmp_path, capsys):
 def test_demo_writes_a_page_of_its_own(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--seeds", "2", "--json", str(tmp_path / "demo.json")]) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img ") == page.count("data:image/") == 4
+    assert page.count("<img ") == page.count("data:image/") == 5
     assert "J K L" in page
     printed = capsys.readouterr().out
     assert (tmp_path / "report.html").as_uri() in printed
