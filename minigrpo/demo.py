@@ -28,7 +28,7 @@ TREE = (
     "R is the mean reward of those that pass through a step (a Monte-Carlo estimate of what it is worth), A is R "
     "compared with the group, |λ| says how many pass through it.",
     "J K L M is the best completion of the group. Its first step J K L has A < 0, as two others fail after it, and "
-    "GRPO pushes it down three times, once a completion. That is the flaw; λ-GRPO divides by |λ|: it pushes once.",
+    "GRPO pushes it down three times, once a completion. λ-GRPO divides by |λ|: it pushes once.",
 )
 THEOREM = (
     "GRPO gives every token of a completion its outcome advantage; a process reward method gives each step its own. "
@@ -46,9 +46,9 @@ TRAP = (
     "rates and under Adam the picture changes: see python -m minigrpo table1 --controls.",
 )
 RACE_STORY = (
-    "Why: it is a race, here in the first cell with learning rate 5. Both objectives push the target's first action down "
-    "until the rest is likely enough to make it worth more than 0.7. GRPO does so 7 times faster at first, and most of "
-    "its seeds are at the left edge, where the first action is hardly sampled, before that."
+    "Why: it is a race, here in the first cell with learning rate 5. Both objectives push the target's first action "
+    "down until the rest is likely enough to make it worth more than 0.7. GRPO does so 7 times faster at first, and "
+    "most of its seeds are at the left edge, where the first action is hardly sampled, before that."
 )
 ALTS = {
     "tree": "The process tree of the worked example: nine steps in boxes from left to right, each with its reward, "

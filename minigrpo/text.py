@@ -63,7 +63,7 @@ def expectation_text(rows: Sequence[dict]) -> str:
     for row in held:
         shape = row["case"].partition(", G = ")[0]
         summed.setdefault(f"{row['objective']}, {shape}", []).append(row)
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name, cases in summed.items():
         sizes = ", ".join(row["case"].partition(", G = ")[2] for row in cases)
         gaps = [f"{max(row[gap] for row in cases):.1e}" for gap in ("loss_gap", "grad_gap")]

@@ -17,6 +17,7 @@ from minigrpo.llm.experiments import curve
 from minigrpo.llm.runs import has_manifest, has_metrics, read_metrics, read_settings, run_folders
 from minigrpo.stats import interval
 from minigrpo.viz import LINES, MARKERS, NAMES, PALETTE
+from minigrpo.viz.style import label_axes
 
 COLUMNS = {"eval_accuracy": "held-out greedy accuracy", "reward": "mean reward of the samples"}
 HEADER = ("objective", "learning_rate", "seed", "update", *COLUMNS)
@@ -153,3 +154,51 @@ def _draw(axes: Axes, objective: str, curves: list[list[dict]], column: str) -> 
         high = [row["ci_high"] for row in means]
         axes.fill_between(updates, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     return line
+
+
+def plot_language_trap(curves: Sequence[dict], updates: int = 250) -> Figure:
+    """Draw the target's probability over the updates of every run of `language_trap`, and the mean of each objective.
+
+    Rows are n, the cells' number of shared actions; columns are learning rates. A run that ended early keeps its value.
+
+    Args:
+        curves: rows of `language_trap`.
+        updates: of a whole run.
+
+    Raises:
+        ValueError: for no row.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one row, got none")
+    panels: dict[tuple[int, float], dict[str, dict[tuple, list[float]]]] = {}
+    for row in curves:
+        own = panels.setdefault((row["n"], row["learning_rate"]), {})
+        runs = own.setdefault(row["objective"], {})
+        runs.setdefault((row["r_neg"], row["seed"]), []).append(row["p_target"])
+    ns, rates = (sorted({key[k] for key in panels}) for k in (0, 1))
+    size = (1.0 + 3.1 * len(rates), 0.9 + 2.3 * len(ns))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(ns), len(rates), sharex=True, sharey=True, squeeze=False)
+    for row_of_axes, n in zip(grid, ns, strict=True):
+        for axes, rate in zip(row_of_axes, rates, strict=True):
+            label_axes(axes, title=f"n = {n}, learning rate {rate:g}")
+            for objective, runs in panels.get((n, rate), {}).items():
+                _draw_runs(axes, objective, [*runs.values()], updates)
+            axes.set(ylim=(-0.03, 1.03))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("P(target)")
+    for axes in grid[-1]:
+        axes.set_xlabel("update")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_runs(axes: Axes, objective: str, runs: Sequence[list[float]], updates: int) -> None:
+    """Each run as a thin line as far as it went, and their mean over all updates as a thick one."""
+    style = {"color": PALETTE[objective], "linestyle": LINES[objective]}
+    for run in runs:
+        axes.plot(range(len(run)), run, linewidth=0.6, alpha=0.4, **style)
+    whole = [run + run[-1:] * (updates + 1 - len(run)) for run in runs]
+    mean = np.mean(whole, axis=0)
+    axes.plot(mean, linewidth=2.4, label=f"{NAMES[objective]}, mean of all runs", **style)

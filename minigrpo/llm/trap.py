@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import io
 import itertools
 from collections.abc import Callable, Generator, Sequence
@@ -275,7 +276,7 @@ def language_trap(
         run: Run = (*cell, objective, lr, seed)
         if run not in kept:
             make = make or load_tree_policies(config)
-            run_config = LanguageTrap(**{**vars(config), "learning_rate": lr})
+            run_config = dataclasses.replace(config, learning_rate=lr)
             rows = train_language_trap(make(seed), run_config, objective, cell, seed)
             kept[run] = [_identity(config.policy, run, config.depth) | row for row in rows]
             if file is not None:
