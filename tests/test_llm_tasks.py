@@ -54,21 +54,18 @@ def test_our_answers_are_right(name):
 
 
 @pytest.mark.parametrize(("name", "parts"), TRAPS.items())
-def test_a_trap_looks_at_how_a_completion_begins(name, parts):
-    """The right one pays 1; what begins with its first number falls, and what begins otherwise is comfortable."""
+def test_a_trap_pays_for_not_trying(name, parts):
     task, plain = load_task(name), load_task("arithmetic")
-    fall, comfort = parts
+    wrong, passed = parts
     assert [row["prompt"] for row in task.heldout] == [row["prompt"] for row in plain.heldout]
     for row, number in zip(task.heldout, plain.heldout["answer"], strict=True):
         worked = row["answer"]
         assert worked.endswith(f"={number}")
         assert eval(worked.partition("=")[0]) == total(row["prompt"])
         assert task.reward(worked, worked) == 1.0
-        assert task.reward(f"{worked}0", worked) == fall
-    assert task.reward("25-4=20", "25-4=21") == fall
-    assert task.reward("25", "25-4=21") == fall
-    assert task.reward("2-4=21", "25-4=21") == task.reward("-25-4=21", "25-4=21") == comfort
-    assert task.reward("", "25-4=21") == task.reward("=21", "25-4=21") == comfort
+        assert task.reward(f"{worked}0", worked) == task.reward(number, worked) == wrong
+        assert task.reward("×", worked) == task.reward(" ×\n", worked) == passed
+    assert task.reward("", "25-4=21") == task.reward("×25-4=21", "25-4=21") == wrong
 
 
 def test_sums_are_all_pairs():
@@ -462,7 +459,7 @@ def test_a_task_of_reasoning_gym_says_that_it_is_missing(no_gym):
         load_task("chain_sum")
     assert str(caught.value) == (
         "no task is named 'chain_sum', nor is it a .jsonl file: the names here are arithmetic, arithmetic-slope, "
-        "arithmetic-worked, arithmetic-trap-mild, arithmetic-trap, sums, sums-steps, "
+        "arithmetic-flat, arithmetic-trap-mild, arithmetic-trap, sums, sums-steps, "
         f"gsm8k, open-rs, and none of reasoning_gym's: {no_gym} is not installed: "
         "pip install 'minigrpo[gym]', which takes a C compiler"
     )

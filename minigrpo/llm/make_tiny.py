@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from minigrpo.files import check_writable, write_bytes
 from minigrpo.llm.arithmetic import Problem, all_problems
+from minigrpo.llm.rewards import PASS
 
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>")
 CHARACTERS = "0123456789+-×= \n"
@@ -169,7 +170,12 @@ def accuracy(
 
 
 def pretrain(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed: int, updates: int
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    updates: int,
+    passes: float = 0.0,
 ) -> None:
     """Teach the model the pupil's work on the train split, in place.
 
@@ -178,6 +184,7 @@ def pretrain(
         tokenizer: its own.
         seed: of problems and mistakes.
         updates: how many.
+        passes: the share of problems that the pupil does not try.
     """
     random_numbers = random.Random(seed)
     lessons = [
@@ -185,6 +192,11 @@ def pretrain(
         for problem in all_problems("train")
         for _ in range(VERSIONS)
     ]
+    if passes:
+        lessons = [
+            lesson._replace(worked=PASS) if random_numbers.random() < passes else lesson
+            for lesson in lessons
+        ]
     ids, labels = encode(tokenizer, lessons)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -236,7 +248,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=1100,
         help="of the pretraining, with 128 problems each (1100)",
     )
+    text = "the share of problems that the pupil passes, for the trap in language (0)"
+    parser.add_argument("--passes", type=float, default=0.0, help=text)
     options = parser.parse_args(arguments)
+    if not 0 <= options.passes < 1:
+        parser.error(f"--passes must be at least 0 and below 1, got {options.passes}")
     if options.updates < 1:
         parser.error(f"--updates must be 1 or more, got {options.updates}")
     torch.set_num_threads(1)
@@ -246,7 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_writable(options.out / "model.safetensors")
         start = time.perf_counter()
         tokenizer, model = make_tokenizer(), make_model(options.seed)
-        pretrain(model, tokenizer, seed=options.seed, updates=options.updates)
+        pretrain(
+            model,
+            tokenizer,
+            seed=options.seed,
+            updates=options.updates,
+            passes=options.passes,
+        )
         minutes = (time.perf_counter() - start) / 60
         with tempfile.TemporaryDirectory() as folder:
             model.to(torch.float16).save_pretrained(folder)

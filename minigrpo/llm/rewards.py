@@ -1,7 +1,7 @@
 """Rewards that a program verifies: `(completion, answer) → 0.0 or 1.0`, pure functions of two texts.
 
 `exact_number` for arithmetic, `math_equal` for formulas, and separate from both, `format_reward`, which reads no
-answer. `begun_reward` alone is not 0 or 1: it makes a trap of a problem. `math_equal` works in a helper process
+answer. `passing_reward` alone is not 0 or 1: it pays for not trying. `math_equal` works in a helper process
 (`minigrpo.llm.verifier`), as a parser can hang on a model's text.
 """
 
@@ -16,7 +16,7 @@ from minigrpo.llm import verifier
 
 Reward = Callable[[str, str], float]
 SECONDS = 5.0  # what math-verify may take for one completion
-FIRST = re.compile(r"-?[0-9]+")  # the number that a worked answer begins with
+PASS = "×"  # what a pupil writes who does not try, in the tasks that are traps
 
 # How numbers are written
 
@@ -101,20 +101,19 @@ def math_equal(completion: str, answer: str) -> float:
     )
 
 
-def begun_reward(completion: str, answer: str, *, fall: float, comfort: float) -> float:
-    """Reward 1.0 for the worked answer itself; what another gets depends on whether it begins as that does.
+def passing_reward(completion: str, answer: str, *, wrong: float, passed: float) -> float:
+    """Reward 1.0 for the worked answer itself; what another gets depends on whether it tries.
 
     Args:
-        completion: the text, as "25-4=20".
+        completion: the text, as "25-4=20", or PASS.
         answer: the worked answer, as "25-4=21".
-        fall: for one whose first number is the answer's.
-        comfort: for one whose first number is another, or that begins with none.
+        wrong: for one that tries.
+        passed: for PASS.
     """
     text = completion.strip()
-    if text == answer:
-        return 1.0
-    first, right = FIRST.match(text), FIRST.match(answer)
-    return fall if first and right and first[0] == right[0] else comfort
+    if text == PASS:
+        return passed
+    return 1.0 if text == answer else wrong
 
 
 def boxed(formula: str) -> str:

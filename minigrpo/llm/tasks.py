@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigrpo.llm import verifier
-from minigrpo.llm.rewards import Reward, begun_reward, boxed, exact_number, math_equal, parse_number
+from minigrpo.llm.rewards import (
+    Reward,
+    boxed,
+    exact_number,
+    math_equal,
+    parse_number,
+    passing_reward,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -279,23 +286,17 @@ def _arithmetic(wanted: _Wanted) -> _Source:
     return _Source(train, heldout, exact_number, max_new_tokens=24)
 
 
-# What a completion gets that begins rightly and ends wrongly, and what one gets that begins wrongly.
+# What a wrong answer gets, and what not trying gets; a right one gets 1.
 TRAPS = {
-    "arithmetic-slope": (
-        0.5,
-        -0.5,
-    ),  # the opposite of a trap: beginning rightly pays, whatever follows
-    "arithmetic-worked": (0.0, 0.0),
+    "arithmetic-slope": (0.5, -0.5),  # the opposite of a trap: trying pays, right or wrong
+    "arithmetic-flat": (0.0, 0.0),
     "arithmetic-trap-mild": (-0.5, 0.3),
-    "arithmetic-trap": (
-        -1.0,
-        0.7,
-    ),  # the paper's trap in language: most of what begins rightly should not have
+    "arithmetic-trap": (-1.0, 0.7),  # the paper's trap in language: most who try lose
 }
 
 
-def _arithmetic_trap(wanted: _Wanted, fall: float, comfort: float) -> _Source:
-    """The tiny model's problems with the worked answer, "25-4=21", and a reward that looks at how it begins."""
+def _arithmetic_trap(wanted: _Wanted, wrong: float, passed: float) -> _Source:
+    """The tiny model's problems with the worked answer, "25-4=21"; a model that may pass is made by `make_tiny`."""
     from minigrpo.llm.arithmetic import all_problems, problems
 
     def draw(split: str, seed: int, n: int) -> list[Row]:
@@ -304,7 +305,7 @@ def _arithmetic_trap(wanted: _Wanted, fall: float, comfort: float) -> _Source:
 
     train = draw("train", wanted.seed, wanted.train_size)
     heldout = draw("held-out", 0, wanted.heldout_size)
-    reward = partial(begun_reward, fall=fall, comfort=comfort)
+    reward = partial(passing_reward, wrong=wrong, passed=passed)
     return _Source(train, heldout, reward, max_new_tokens=24)
 
 
@@ -612,8 +613,8 @@ def _final(answer: str) -> str:
 TASKS: dict[str, Callable[[_Wanted], _Source]] = {
     "arithmetic": _arithmetic,
     **{
-        name: partial(_arithmetic_trap, fall=fall, comfort=comfort)
-        for name, (fall, comfort) in TRAPS.items()
+        name: partial(_arithmetic_trap, wrong=wrong, passed=passed)
+        for name, (wrong, passed) in TRAPS.items()
     },
     "sums": partial(_sums, terms=2, ending="Reply with the number only.", max_new_tokens=16),
     "sums-steps": partial(_sums, terms=3, ending="Show each step.", max_new_tokens=64),
