@@ -284,26 +284,36 @@ def _settings(row: dict) -> str:
 def passes_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """pass@k of each objective, means over seeds, and the paired differences with their 95% intervals."""
     names = [name for name in rows[0] if name.startswith("pass@")]
-    grouped: dict[tuple[str, str, float], list[dict]] = {}
+    grouped: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
-        grouped.setdefault((row["task"], row["objective"], row["learning_rate"]), []).append(row)
-    lines = [
+        grouped.setdefault((_setting(row), row["objective"]), []).append(row)
+    means = [
         (
-            f"{task}, {objective}, {lr:g}",
+            setting,
+            objective,
             f"{len(own)}",
             *(f"{np.mean([row[name] for row in own]):.3f}" for name in names),
         )
-        for (task, objective, lr), own in grouped.items()
+        for (setting, objective), own in grouped.items()
     ]
-    means = text_table(("task, objective, learning rate", "seeds", *names), lines)
-    lines = [
-        (f"{row['task']}, {row['learning_rate']:g}", row["difference"], f"{row['k']}", _signed(row))
-        for row in differences
+    compared: dict[tuple[str, str], dict[int, dict]] = {}
+    for row in differences:
+        compared.setdefault((_setting(row), row["difference"]), {})[row["k"]] = row
+    gaps = [
+        (
+            setting,
+            difference,
+            f"k = {k}",
+            f"{row['mean']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
+        )
+        for (setting, difference), own in compared.items()
+        for k, row in own.items()
     ]
-    header = ("task, learning rate", "difference", "k", "pass@k (95% interval)")
-    return f"{means}\n\n{text_table(header, lines)}"
+    above = text_table(("task, G, learning rate", "objective", "seeds", *names), means)
+    below = text_table(("task, G, learning rate", "difference", "", "pass@k (95%)"), gaps)
+    return f"{above}\n\n{below}"
 
 
-def _signed(row: dict) -> str:
-    """A paired difference with its interval."""
-    return f"{row['mean']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+def _setting(row: dict) -> str:
+    """Task, group size and learning rate of a row."""
+    return f"{row['task']}, {row['group_size']}, {row['learning_rate']:g}"

@@ -301,7 +301,7 @@ def pass_at_k(
         samples: n, a problem.
 
     Yields:
-        A row a run: {task, objective, learning_rate, seed, samples, pass@1, pass@2, pass@4, … pass@n}.
+        A row a run: {task, group_size, objective, learning_rate, seed, samples, pass@1, pass@2, pass@4, … pass@n}.
 
     Returns:
         True, at the end.
@@ -314,7 +314,7 @@ def pass_at_k(
         raise ValueError(f"{folder} holds no run: make some by `llm compare --out {folder}`")
     for run in folders:
         settings = runs.read_settings(run)
-        names = ("task", "objective", "learning_rate", "seed")
+        names = ("task", "group_size", "objective", "learning_rate", "seed")
         same = {name: getattr(settings, name) for name in names} | {"samples": samples}
         row = next((row for row in known if row.items() >= same.items()), None)
         yield row or same | _passes(run, settings, samples)
@@ -346,20 +346,21 @@ def pass_differences(rows: Sequence[dict]) -> list[dict]:
     """The paired difference of each pass@k between each objective and the first, on each task, over the seeds.
 
     Args: rows: of `pass_at_k`.
-    Returns: a row for each task, learning rate and k: {task, learning_rate, difference, k, seeds, mean, ci_low,
-        ci_high}, with 95% bootstrap intervals.
+    Returns: a row for each task, group size, learning rate and k: {task, group_size, learning_rate, difference, k,
+        seeds, mean, ci_low, ci_high}, with 95% bootstrap intervals.
     """
-    settings: dict[tuple[str, float], dict[str, dict[int, dict]]] = {}
+    settings: dict[tuple, dict[str, dict[int, dict]]] = {}
+    same = ("task", "group_size", "learning_rate")
     for row in rows:
-        own = settings.setdefault((row["task"], row["learning_rate"]), {})
+        own = settings.setdefault(tuple(row[name] for name in same), {})
         own.setdefault(row["objective"], {})[row["seed"]] = row
     differences = []
-    for (task, lr), by_objective in settings.items():
+    for values, by_objective in settings.items():
         first, *others = by_objective
         for other in others:
-            same = {"task": task, "learning_rate": lr, "difference": f"{other} − {first}"}
+            label = dict(zip(same, values, strict=True)) | {"difference": f"{other} − {first}"}
             for name in [name for name in rows[0] if name.startswith("pass@")]:
                 paired = _paired(by_objective[other], by_objective[first], name)
                 k = int(name.removeprefix("pass@"))
-                differences.append(same | {"k": k} | interval(paired))
+                differences.append(label | {"k": k} | interval(paired))
     return differences
