@@ -200,3 +200,14 @@ def test_the_page_on_metrics_names_what_runs_write(tmp_path):
     toy = TEXTS["docs/metrics.md"].partition("## Toy runs\n")[2].partition(". They mean")[0]
     (row,) = train(Config(updates=1), progress=False).rows
     assert set(row) == set(re.findall(r"`(\w+)`", toy)) - {"config"}
+
+
+def test_update_lengths_are_measured(tmp_path):
+    """Under AdamW the first update of every weight that has a gradient is the learning rate, whatever its length."""
+    file = tmp_path / "lengths.json"
+    command = [sys.executable, ROOT / "docs" / "update_length.py", "--updates", "2", "--seeds", "1", "--json", file]
+    subprocess.run(command, check=True, capture_output=True)
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["objective"] for row in result["rows"]] == ["grpo", "lambda_grpo"]
+    assert 0.9 < result["ratio"] < 1.1
+    assert 0 < result["rows"][0]["mean_length"] < 5e-5 * 900_000**0.5

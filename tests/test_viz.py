@@ -1,6 +1,7 @@
 """The figures show the numbers they are given, every axis says what it counts, and the report stands alone."""
 
 import html
+import itertools
 import re
 
 import matplotlib
@@ -10,7 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 from minigrpo import ProcessTree, report, viz
-from minigrpo.experiments import TrapConfig, trap_rows
+from minigrpo.experiments import TrapConfig, harmonic_utility, race_threshold, trap_rows
+from minigrpo.llm.plots import plot_language_trap
 from minigrpo.paper import TABLE1
 
 CELLS = tuple(TABLE1)
@@ -42,6 +44,24 @@ def overlap_rows():
     ]
 
 
+def races():
+    """Two seeds that find the target and one that does not, in 30 updates; λ-GRPO finds it in all three."""
+    way = torch.linspace(0.2, 0.95, 30)
+    found, lost = torch.stack([way, way], dim=1), torch.stack([0.3 - way / 4, way], dim=1)
+    return {"grpo": torch.stack([found, found, lost]), "lambda_grpo": torch.stack([found] * 3)}
+
+
+def language_curves():
+    """A run of each objective in each of four panels; that of λ-GRPO ends after 5 of 20 updates."""
+    keys = itertools.product((1, 2), (1e-5, 2e-5), ("grpo", "lambda_grpo"))
+    return [
+        {"n": n, "r_neg": -0.5, "learning_rate": lr, "objective": objective, "seed": 0}
+        | {"update": update, "p_target": update / 20}
+        for n, lr, objective in keys
+        for update in range(21 if objective == "grpo" else 6)
+    ]
+
+
 def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts] + [text.get_text() for text in figure.texts]
 
@@ -61,6 +81,9 @@ def figures(tree, hits):
         "overlap": viz.plot_overlap(overlap_rows()),
         "packing": viz.plot_packing("pq", ["abc", "abd", "e"]),
         "readme": viz.plot_readme(tree, hits, CELLS),
+        "expectation": viz.plot_expectation(),
+        "race": viz.plot_race(races()),
+        "language trap": plot_language_trap(language_curves(), updates=20),
     }
 
 
@@ -74,7 +97,11 @@ def test_every_axis_is_labelled(figures):
         assert all(axes.get_xlabel().strip() for axes in below), name
         assert all(axes.get_ylabel().strip() for axes in left), name
         labelled[name] = len(shown)
-    assert labelled == {"tree": 0, "theorem": 1, "table1": 2, "curves": 6, "overlap": 3, "packing": 1, "readme": 1}
+    assert labelled == {"tree": 0, "theorem": 1, "table1": 2, "curves": 6, "overlap": 3, "packing": 1, "readme": 1} | {
+        "expectation": 2,
+        "race": 2,
+        "language trap": 4,
+    }
 
 
 def test_nothing_sticks_out_of_a_figure_and_no_letter_lacks_a_glyph(figures, recwarn):
@@ -178,7 +205,50 @@ def test_readme_claims_what_the_data_say(tree, hits):
     assert mean[-1] == pytest.approx(hits["grpo"][..., -10:].double().mean().item(), rel=1e-6)
 
 
+def test_expectation_draws_both_weights_and_the_utility():
+    weights, utility = viz.plot_expectation((3, 16)).axes
+    drawn = curves(weights)
+    assert list(drawn) == ["GRPO, G = 3", "GRPO, G = 16", "λ-GRPO, G = 3", "λ-GRPO, G = 16"]
+    p = np.asarray(drawn["GRPO, G = 3"][0])
+    assert np.allclose(drawn["GRPO, G = 3"][1], 2 * p)
+    assert np.allclose(drawn["λ-GRPO, G = 3"][1], 1 - (1 - p) ** 2)
+    lines = curves(utility)
+    (name,) = (name for name in lines if name.endswith("G = 16"))
+    p, drawn = (torch.as_tensor(np.asarray(values)) for values in lines[name])
+    expected = harmonic_utility(p, 16)
+    expected = (expected - expected[0]) / (expected[-1] - expected[0])
+    assert torch.allclose(drawn, expected)
+
+
+def test_race_counts_who_finds_the_target_and_shades_what_is_worth_it():
+    left, right = viz.plot_race(races(), (1, -0.5)).axes
+    assert left.get_title(loc="left") == "GRPO: 2 of 3 seeds find the target"
+    assert right.get_title(loc="left") == "λ-GRPO: 3 of 3 seeds find the target"
+    assert race_threshold((1, -0.5)) == pytest.approx(0.8)  # q − 0.5·(1 − q) = 0.7
+    assert race_threshold((2, -1.0)) == pytest.approx(0.85)
+    (band,) = left.patches
+    assert band.get_y() == pytest.approx(0.8)
+
+
+def test_language_trap_keeps_the_value_of_a_run_that_ended():
+    axes = plot_language_trap(language_curves(), updates=20).axes
+    assert [panel.get_title(loc="left") for panel in axes] == [
+        *("n = 1, learning rate 1e-05", "n = 1, learning rate 2e-05"),
+        *("n = 2, learning rate 1e-05", "n = 2, learning rate 2e-05"),
+    ]
+    drawn = curves(axes[0])
+    assert drawn["λ-GRPO, mean of all runs"][1][-1] == pytest.approx(0.25)
+    assert len(drawn["λ-GRPO, mean of all runs"][1]) == 21
+    assert drawn["GRPO, mean of all runs"][1][-1] == 1.0
+
+
 def test_bad_input(tree, hits, tmp_path):
+    with pytest.raises(ValueError, match="group_sizes must be at least 2, got 1"):
+        viz.plot_expectation((1,))
+    with pytest.raises(ValueError, match="objective must be one of"):
+        viz.plot_race({"dpo": races()["grpo"]})
+    with pytest.raises(ValueError, match="curves must hold at least one row, got none"):
+        plot_language_trap([])
     for call in (
         lambda: viz.plot_theorem([]),
         lambda: viz.plot_overlap([]),

@@ -2,7 +2,7 @@
 
 λ-GRPO divides by numbers of at least 1, so its gradient is shorter. AdamW divides a gradient by its own running size,
 so its updates need not be. This measures ‖θ after − θ before‖ of every optimiser step of `llm train` on `tiny`, over
-paired seeds: `python benchmarks/update_length.py --json benchmarks/results/update_length.json` (minutes). The ratio
+paired seeds: `python docs/update_length.py --json docs/results/update_length.json` (minutes). The ratio
 tells at which learning rate GRPO's updates would be as long as λ-GRPO's.
 """
 
@@ -80,7 +80,10 @@ def main() -> None:
     print(f"GRPO's are as long at learning rate {ratio * arguments.learning_rate:.3g}")
     if arguments.json:
         settings = {"updates": arguments.updates, "learning_rate": arguments.learning_rate}
-        write_json(arguments.json, {"settings": settings, "rows": rows, "ratio": ratio})
+        write_json(
+            arguments.json,
+            {"settings": settings, "rows": rows, "ratio": ratio, "finished": True},
+        )
 
 
 if __name__ == "__main__":
