@@ -228,7 +228,7 @@ def test_bad_settings(changes, seeds, message):
 
 
 def test_unknown_objective():
-    with pytest.raises(ValueError, match="objective must be one of grpo, grpo_matched, lambda_grpo, prm, got 'dpo'"):
+    with pytest.raises(ValueError, match="objective must be one of .*grpo_matched.*, got 'dpo'"):
         train_trap(QUICK, "dpo", [0])
 
 
