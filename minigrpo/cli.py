@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, help="paired seeds a cell [30; 6 of a language model]")
     text = "what is trained; language models, by AdamW, take hours for a learning rate [tabular]"
     sub.add_argument("--policy", choices=[*POLICIES, *LANGUAGE_POLICIES], help=text)
-    add_options(sub, TrapConfig, only=("optimizer", "updates", "group_size"))
+    add_options(sub, TrapConfig, only=("optimizer", "power", "updates", "group_size"))
     sub.add_argument(
         "--lr",
         type=float,
@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--controls",
         action="store_true",
-        help="learning-rate sweep, matched gradient norm, tabular Adam",
+        help="learning-rate sweep, matched gradient norm, tabular Adam, other powers of |λ|",
     )
     text = "keep a language model's runs there, and go on from those that it holds"
     sub.add_argument("--csv", type=Path, metavar="FILE", help=text)
@@ -249,8 +249,10 @@ def _language_table1(arguments: argparse.Namespace) -> int:
     """Table 1 with a language model: a run after another, each kept when it is finished."""
     from minigrpo.llm.trap import LanguageTrap, language_trap, language_trap_rows  # heavy
 
-    if arguments.controls or arguments.optimizer:
-        raise ValueError("--controls and --optimizer are for the policies " + ", ".join(POLICIES))
+    if arguments.controls or arguments.optimizer or arguments.power is not None:
+        raise ValueError(
+            f"--controls, --optimizer and --power are for the policies {', '.join(POLICIES)}"
+        )
     if arguments.csv:
         check_writable(arguments.csv)
     config = LanguageTrap(**given(arguments, LanguageTrap))

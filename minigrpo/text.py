@@ -277,8 +277,9 @@ def overlap_text(rows: Sequence[dict], bins: int = 5) -> str:
 
 
 def _settings(row: dict) -> str:
-    """Policy, optimiser and learning rate of a row."""
-    return f"{row['policy']}, {row['optimizer']}, learning rate {row['lr']:g}"
+    """Policy, optimiser and learning rate of a row, and the power of |λ| where it is not λ-GRPO's own."""
+    power = f", λ-GRPO with |λ|^{-row['power']:g}" if "power" in row else ""
+    return f"{row['policy']}, {row['optimizer']}, learning rate {row['lr']:g}{power}"
 
 
 def passes_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:

@@ -50,12 +50,21 @@ def test_table1_writes_rows_differences_and_controls(tmp_path, capsys):
     assert len(result["rows"]) == 2 * 12
     assert len(result["differences"]) == 2 * 6
     assert {row["lr"] for row in result["rows"]} == {5.0, 20.0}
-    assert {row["control"] for row in result["controls"]} == {"learning rates", "tabular, adam"}
+    controls = {row["control"].partition(", |")[0] for row in result["controls"]}
+    assert controls == {"learning rates", "tabular, adam", "dial"}
     keys = {"n", "r_neg", "objective", "policy", "optimizer", "lr", "seeds", "mean", "ci_low", "ci_high"}
     assert all(set(row) == keys for row in result["rows"])
     printed = capsys.readouterr().out
     assert "0.40    0.57" in printed  # the paper's column
     assert "too narrow" in printed  # so few seeds
+
+
+def test_table1_with_another_power_says_so(tmp_path, capsys):
+    file = tmp_path / "table1.json"
+    assert main(["table1", "--seeds", "2", "--updates", "50", "--power", "0.5", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert {row["power"] for row in result["rows"] + result["differences"]} == {0.5}
+    assert "|λ|^-0.5" in capsys.readouterr().out
 
 
 def test_overlap_and_train(tmp_path, capsys):

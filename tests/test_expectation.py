@@ -15,7 +15,7 @@ from minigrpo.experiments import (
     failed_expectations,
     harmonic_utility,
 )
-from minigrpo.experiments.expectation import WEIGHTS, utility_update
+from minigrpo.experiments.expectation import WEIGHTS, utility_update, visits_weight
 from minigrpo.experiments.theorem import is_broken
 from minigrpo.tree import ProcessTree
 
@@ -25,7 +25,7 @@ def test_the_statement_holds_and_breaks(seed):
     rows = list(expectation(seed=seed))
     assert failed_expectations(rows) == []
     held = [row for row in rows if not is_broken(row)]
-    assert len(held) == 5 * 16 + 2
+    assert len(held) == 5 * 16 + 3 * 3 + 2
     assert max(max(row["loss_gap"], row["grad_gap"]) for row in held) < 1e-12
     broken = [row for row in rows if is_broken(row)]
     assert len(broken) == 6
@@ -89,6 +89,29 @@ def test_a_wrong_weight_is_found(monkeypatch):
     failed = failed_expectations(list(expectation()))
     assert any("tree of depth 3" in case for case in failed)
     assert len(failed) == 16  # every tree and group size of λ-GRPO, and of no other
+
+
+def test_a_wrong_dial_is_found(monkeypatch):
+    """As if the mean of a power were the power of the mean."""
+    module = closed_form.__globals__  # the function `expectation` hides its module
+    monkeypatch.setitem(module, "visits_weight", lambda p, G, power: ((G - 1) * p) ** (1 - power))
+    failed = failed_expectations(list(expectation()))
+    assert failed == [f"|λ|^−{power}, tree of depth 3, G = {G}" for power in (0.5, 2) for G in (2, 3, 5)]
+
+
+@pytest.mark.parametrize("power", [-0.5, 0, 0.5, 1, 2])
+def test_the_weight_of_a_power_by_hand(power):
+    """G = 4: one, two or three of the three others visit the step."""
+    p = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    weights = visits_weight(p, 4, power)
+    middle = 3 * 0.3 * 0.49 + 3 * 0.09 * 0.7 * 2 ** (1 - power) + 0.027 * 3 ** (1 - power)
+    torch.testing.assert_close(weights, torch.tensor([0, middle, 3 ** (1 - power)], dtype=torch.float64))
+
+
+def test_the_ends_of_the_dial():
+    p = torch.linspace(0, 1, 11, dtype=torch.float64)
+    for power, name in ((0, "grpo"), (1, "lambda_grpo")):
+        torch.testing.assert_close(visits_weight(p, 8, power), WEIGHTS[name](p, 8))
 
 
 def test_grpo_and_lambda_grpo_are_one_for_pairs():

@@ -78,6 +78,12 @@ def test_prm_and_grpo_walk_the_same_way():
     assert not torch.equal(grpo, lambda_grpo)
 
 
+def test_the_dial_ends_at_grpo():
+    config = dataclasses.replace(QUICK, power=0.0)
+    assert torch.equal(train_trap(config, "lambda_grpo", [0, 1]), train_trap(QUICK, "grpo", [0, 1]))
+    assert not torch.equal(train_trap(QUICK, "lambda_grpo", [0, 1]), train_trap(QUICK, "grpo", [0, 1]))
+
+
 @pytest.mark.parametrize(("policy", "optimizer"), LEARNING_RATES)
 def test_every_policy_and_optimiser_learns(policy, optimizer):
     config = TrapConfig(policy, optimizer, LEARNING_RATES[policy, optimizer], updates=200)
@@ -150,7 +156,10 @@ def test_controls():
     controls = list(table1_controls(config, seeds=2, progress=False))
     sweep = [row for row in controls if row["control"] == "learning rates"]
     adam = [row for row in controls if row["control"] == "tabular, adam"]
-    assert len(sweep) + len(adam) == len(controls)
+    dial = [row for row in controls if row["control"].startswith("dial")]
+    assert len(sweep) + len(adam) + len(dial) == len(controls)
+    assert len(dial) == 6 * (6 + 2) * (2 + 1)
+    assert [*dict.fromkeys(row["control"] for row in dial)][:2] == ["dial, |λ|^+0.5", "dial, |λ|^-0.25"]
     assert len(sweep) == 8 * (6 + 2) * (3 + 2)  # rates, cells and pools, objectives and differences
     assert len(adam) == 5 * (6 + 2) * (2 + 1)
     assert {(row["policy"], row["optimizer"]) for row in sweep} == {("mlp", "sgd")}
@@ -216,6 +225,7 @@ def test_an_interrupt_keeps_the_seeds_that_were_finished(monkeypatch):
         ({"policy": "lstm"}, 2, "policy must be one of mlp, tabular, transformer, got 'lstm'"),
         ({"optimizer": "lion"}, 2, "optimizer must be one of adam, sgd, got 'lion'"),
         ({"learning_rate": 0.0}, 2, "learning_rate must be above 0 and finite, got 0.0"),
+        ({"power": float("inf")}, 2, "power must be finite, got inf"),
         ({"updates": 49}, 2, "updates must be at least 50, got 49"),
         ({"group_size": 1}, 2, "group_size must be at least 2, got 1"),
         ({}, 1, "seeds must be at least 2, got 1"),

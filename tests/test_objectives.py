@@ -104,6 +104,18 @@ def test_each_step_weighs_one(group):
     assert_close(weights.sum(dim=-2), torch.tensor(distinct, dtype=F64))  # the prefixes of length t + 1, once each
 
 
+@given(groups())
+def test_the_dial_between_grpo_and_lambda_grpo(group):
+    arguments = group.rewards, group.ids, group.mask
+    (plain, ones), (_, whole) = grpo(*arguments), lambda_grpo(*arguments)
+    for power, wanted in ((0.0, ones), (0.5, whole.sqrt()), (1.0, whole), (2.0, whole.square())):
+        advantages, weights = lambda_grpo(*arguments, power=power)
+        assert_close(advantages, plain)
+        assert_close(weights, wanted)
+    with pytest.raises(ValueError, match="power must be finite, got nan"):
+        lambda_grpo(*arguments, power=float("nan"))
+
+
 @scaled
 @pytest.mark.parametrize("options", [{"scale": "none"}, {"scale": "population"}, {"eps": 0.5}])
 def test_options_reach_the_advantages(name, options, example):

@@ -7,7 +7,9 @@ that do, V that of the prompt. With advantages rᵢ − mean r, a constant denom
     E[ λ-GRPO's gradient ] = Σ_v ( 1 − (1 − p_v)^(G−1) ) · (Q_v − V) · ∇ ln π(v)
 
 GRPO weighs a step by the expected visits of the other G − 1 completions, λ-GRPO by the probability that they visit it
-at all. RLOO's weight is G·p_v. TEMPO adds to GRPO's sum, with v⁻ the prefix before v and π(v) = p_v / p_v⁻,
+at all. Both are one formula: a factor w(|λ|) on each step gives the weight E[ K·w(K) ], with K ~ Binomial(G − 1, p_v)
+those visits (`visits_weight` for w = |λ|^−α). RLOO's weight is G·p_v. TEMPO adds to GRPO's sum, with v⁻ the prefix
+before v and π(v) = p_v / p_v⁻,
 
     Σ_v ( G·p_v⁻ − (1 − (1 − p_v⁻)^G) ) · π(v) · (Q_v − Q_v⁻) · ∇ ln π(v)
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,23 @@ WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {
 BRANCH_WEIGHTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "tempo": lambda before, G: G * before - (1 - (1 - before) ** G),
 }
+
+
+def visits_weight(p: Tensor, group_size: int, power: float) -> Tensor:
+    """What λ-GRPO with |λ|^power weighs a step by: its visits by the other completions, each to 1 − power.
+
+        E[ K^(1 − power) ] over K ~ Binomial(G − 1, p), and 0 for K = 0
+
+    Args:
+        p: the probability that one completion visits the step; float, any shape.
+        group_size: G.
+        power: 0 gives (G − 1)·p, GRPO's; 1 gives 1 − (1 − p)^(G−1), λ-GRPO's.
+    """
+    K = torch.arange(1, group_size, dtype=p.dtype)
+    ways = torch.tensor([comb(group_size - 1, k) for k in range(1, group_size)], dtype=p.dtype)
+    p = p.unsqueeze(-1)
+    chance = ways * p**K * (1 - p) ** (group_size - 1 - K)  # (…, G − 1), of K visits
+    return (chance * K ** (1 - power)).sum(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,7 @@ def expected_update(
     group_size: int,
     *,
     scale: str = "none",
+    power: float = 1.0,
     token_mean: bool = False,
     baseline: float | None = None,
     epsilon: float | None = None,
@@ -123,6 +144,7 @@ def expected_update(
         objective: of OBJECTIVES.
         group_size: G.
         scale: of the advantages, "none" for rᵢ − mean r.
+        power: of lambda_grpo.
         token_mean: divide by each group's own number of tokens, instead of by 1.
         baseline: b in the place of the group's mean.
         epsilon: clip range; None for no clip.
@@ -143,7 +165,8 @@ def expected_update(
     ids = tree.completion_ids[groups]  # (N, G, T)
     mask = tree.mask[groups]
     rewards = tree.rewards[groups]  # (N, G)
-    advantages, step_weights = OBJECTIVES[objective](rewards, ids, mask, scale=scale)
+    own = {"power": power} if objective == "lambda_grpo" else {}
+    advantages, step_weights = OBJECTIVES[objective](rewards, ids, mask, scale=scale, **own)
     if baseline is not None:
         advantages = (rewards - baseline).unsqueeze(-1) * mask
     step_weights = step_weights * chance.view(-1, 1, 1)
@@ -175,7 +198,9 @@ def _groups(leaves: int, group_size: int) -> Tensor:
     return places // powers % leaves
 
 
-def closed_form(tree: SmallTree, objective: str, group_size: int) -> tuple[float, Tensor]:
+def closed_form(
+    tree: SmallTree, objective: str, group_size: int, power: float = 1.0
+) -> tuple[float, Tensor]:
     """What `expected_update` gives, by the formula: the sum over prefixes, and its gradient by way of ln π(v).
 
         L = −Σ_v ( WEIGHTS(p_v)·(Q_v − V) + BRANCH_WEIGHTS(p_v⁻)·π(v)·(Q_v − Q_v⁻) )
@@ -184,6 +209,7 @@ def closed_form(tree: SmallTree, objective: str, group_size: int) -> tuple[float
         tree: the prompt.
         objective: of WEIGHTS.
         group_size: G.
+        power: of lambda_grpo.
 
     Raises:
         ValueError: for an objective without a closed form.
@@ -201,7 +227,10 @@ def closed_form(tree: SmallTree, objective: str, group_size: int) -> tuple[float
     V = chance @ tree.rewards
     # Each prefix stands once for every completion through it: divide by how many those are.
     copies = passing.sum(dim=1).clamp(min=1)
-    push = WEIGHTS[objective](p, group_size) * (Q - V)
+    weight = WEIGHTS[objective](p, group_size)
+    if objective == "lambda_grpo" and power != 1:
+        weight = visits_weight(p, group_size, power)
+    push = weight * (Q - V)
     if objective in BRANCH_WEIGHTS:
         before, Q_before = (
             F.pad(p, (1, -1), value=1),
@@ -326,6 +355,10 @@ def _holding_cases(seed: int) -> Iterator[Case]:
             tree = draw_tree(actions, depth, seed)
             yield _case(f"{name}, G = {G}", tree, objective, G)
         yield _case("ragged tree, G = 4", ragged, objective, 4)
+    for power, G in itertools.product((0, 0.5, 2), (2, 3, 5)):
+        tree = draw_tree(2, 3, seed)
+        name = f"|λ|^−{power:g}, tree of depth 3, G = {G}"
+        yield _case(name, tree, "lambda_grpo", G, power=power)
 
 
 def _utility_cases(seed: int) -> Iterator[Case]:
@@ -359,12 +392,14 @@ def _broken_cases(seed: int) -> Iterator[Case]:
         )
 
 
-def _case(name: str, tree: SmallTree, objective: str, G: int, **options: Any) -> Case:
+def _case(
+    name: str, tree: SmallTree, objective: str, G: int, *, power: float = 1.0, **options: Any
+) -> Case:
     """An objective against its closed form."""
     return Case(
         name,
         objective,
-        lambda: expected_update(tree, objective, G, **options),
-        lambda: closed_form(tree, objective, G),
+        lambda: expected_update(tree, objective, G, power=power, **options),
+        lambda: closed_form(tree, objective, G, power),
         "scale" in options or "token_mean" in options,
     )

@@ -49,6 +49,8 @@ LEARNING_RATES = {
 # factors on the learning rate of the main comparison
 SWEEP = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADAM_SWEEP = (0.01, 0.03, 0.1, 0.3, 1.0)
+# powers of λ-GRPO's |λ| beside its own, 1, and GRPO's, 0
+DIAL = (-0.5, 0.25, 0.5, 0.75, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class TrapConfig:
     policy: str = setting("tabular", "what is trained", choices=POLICIES)
     optimizer: str = setting("sgd", "what trains it", choices=OPTIMIZERS)
     learning_rate: float = setting(20.0, "of the optimiser")
+    power: float = setting(1.0, "of λ-GRPO's |λ|, between GRPO at 0 and the paper's 1")
     group_size: int = setting(16, "G, completions of a group")
     depth: int = setting(4, "of the tree, T")
     updates: int = setting(250, "rounds of sampling, at least 50")
@@ -81,6 +84,8 @@ def check_trap(config: TrapConfig, seeds: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < config.learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be above 0 and finite, got {config.learning_rate}")
+    if not abs(config.power) < float("inf"):
+        raise ValueError(f"power must be finite, got {config.power}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +158,7 @@ def train_trap(
         rewards = leaf_rewards.gather(1, leaves)  # (runs, G)
 
         # 2. The gradient of each run's own loss; 3. one step of all of them.
-        gradient = _gradient(objective, weights, logps, rewards, paths[leaves])
+        gradient = _gradient(config, objective, weights, logps, rewards, paths[leaves])
         for weight, g in zip(weights.values(), gradient, strict=True):
             weight.grad = g
         optimizer.step()
@@ -188,6 +193,7 @@ def draw_leaves(leaf_logps: Tensor, draws: Tensor) -> Tensor:
 
 
 def _gradient(
+    config: TrapConfig,
     objective: str,
     weights: dict[str, Tensor],
     logps: Tensor,
@@ -196,14 +202,15 @@ def _gradient(
 ) -> list[Tensor]:
     """The gradient of each run's own loss, for each weight (runs, …)."""
     if objective != MATCHED:
-        return _loss_gradient(objective, weights, logps, rewards, completion_ids)
-    gradient = _loss_gradient("grpo", weights, logps, rewards, completion_ids)
-    other = _loss_gradient("lambda_grpo", weights, logps, rewards, completion_ids)
+        return _loss_gradient(config, objective, weights, logps, rewards, completion_ids)
+    gradient = _loss_gradient(config, "grpo", weights, logps, rewards, completion_ids)
+    other = _loss_gradient(config, "lambda_grpo", weights, logps, rewards, completion_ids)
     factor = _norms(other) / _norms(gradient).clamp(min=1e-12)  # (runs,)
     return [g * factor.view(-1, *[1] * (g.ndim - 1)) for g in gradient]
 
 
 def _loss_gradient(
+    config: TrapConfig,
     objective: str,
     weights: dict[str, Tensor],
     logps: Tensor,
@@ -212,7 +219,8 @@ def _loss_gradient(
 ) -> list[Tensor]:
     """Runs share no weight, so the gradient of the sum of their losses is that of each."""
     mask = torch.ones_like(completion_ids, dtype=torch.bool)
-    advantages, step_weights = OBJECTIVES[objective](rewards, completion_ids, mask)
+    own = {"power": config.power} if objective == "lambda_grpo" else {}
+    advantages, step_weights = OBJECTIVES[objective](rewards, completion_ids, mask, **own)
     num_tokens = mask[0].sum()  # Σlen of one run
     loss = policy_loss(logps, logps, advantages, step_weights, mask, num_tokens=num_tokens)
     return list(torch.autograd.grad(loss, list(weights.values()), retain_graph=True))
@@ -359,6 +367,7 @@ def table1_controls(
 
     "learning rates": GRPO, GRPO with each gradient scaled to λ-GRPO's norm (MATCHED), and λ-GRPO over a sweep.
     "tabular, adam": GRPO and λ-GRPO under an optimiser that rescales each parameter, over a sweep.
+    "dial, |λ|^−power": GRPO and λ-GRPO with other powers of |λ|, at the main learning rate.
 
     Args:
         config: of the main comparison.
@@ -381,7 +390,16 @@ def table1_controls(
         for f in SWEEP
     ]
     under_adam = [("tabular, adam", adam, lr, COMPARED) for lr in ADAM_SWEEP]
-    for control, settings, lr, objectives in (*swept, *under_adam):
+    dial = [
+        (
+            f"dial, |λ|^{-power:+g}",
+            dataclasses.replace(config, power=power),
+            config.learning_rate,
+            COMPARED,
+        )
+        for power in DIAL
+    ]
+    for control, settings, lr, objectives in (*swept, *under_adam, *dial):
         settings = dataclasses.replace(settings, learning_rate=lr)
         hits = run_trap(settings, objectives, seeds, progress=progress)
         if not is_whole(hits, seeds):
@@ -415,8 +433,9 @@ def trap_rows(
 
     Returns:
         Rows, one for each objective and cell: {n, r_neg, objective, policy, optimizer, lr, seeds, mean, ci_low,
-        ci_high}. And differences, one for each cell and later objective, paired with the first: the same keys, but
-        `difference` for `objective`; the interval is taken over the seeds' own differences.
+        ci_high}, and power where it is not the paper's. And differences, one for each cell and later objective, paired
+        with the first: the same keys, but `difference` for `objective`; the interval is taken over the seeds' own
+        differences.
     """
     scores = {
         objective: hit[..., -config.window :].mean(dim=-1).numpy()
@@ -424,6 +443,8 @@ def trap_rows(
     }
     first, *others = scores
     label = {"policy": config.policy, "optimizer": config.optimizer, "lr": config.learning_rate}
+    if config.power != 1:
+        label["power"] = config.power
     rows, differences = [], []
     for c, (n, r_neg) in enumerate(cells):
         cell = {"n": n, "r_neg": r_neg}
