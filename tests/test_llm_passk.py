@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def test_rows_are_those_of_evaluate(folder):
-    rows, finished = collect(pass_at_k(folder, samples=4))
+    rows, finished = collect(pass_at_k([folder], samples=4))
     assert finished
     assert [(row["objective"], row["seed"]) for row in rows] == [
         *(("grpo", 0), ("grpo", 1)),
@@ -42,15 +42,16 @@ def test_rows_are_those_of_evaluate(folder):
 
 
 def test_what_is_known_is_not_evaluated_again(folder, monkeypatch):
-    rows, _ = collect(pass_at_k(folder, samples=2))
+    rows, _ = collect(pass_at_k([folder], samples=2))
     monkeypatch.setattr(experiments, "evaluate", None)
-    assert collect(pass_at_k(folder, rows, samples=2))[0] == rows
+    assert collect(pass_at_k([folder], rows, samples=2))[0] == rows
     with pytest.raises(TypeError):  # other samples are not known
-        collect(pass_at_k(folder, rows, samples=4))
+        collect(pass_at_k([folder], rows, samples=4))
 
 
 def test_differences_are_paired():
-    same = {"task": "arithmetic", "group_size": 8, "learning_rate": 1e-4, "samples": 2}
+    same = {"model": "tiny", "task": "arithmetic", "group_size": 8, "temperature": 1.0, "updates": 3}
+    same |= {"learning_rate": 1e-4, "samples": 2}
     values = {("grpo", 0): (0.5, 0.6), ("grpo", 1): (0.1, 0.2), ("rloo", 0): (0.7, 0.6), ("rloo", 1): (0.5, 0.2)}
     rows = [
         same | {"objective": objective, "seed": seed, "pass@1": one, "pass@2": two}
@@ -61,6 +62,8 @@ def test_differences_are_paired():
     assert first["mean"] == pytest.approx(0.3)  # of 0.2 and 0.4
     assert (first["ci_low"], first["ci_high"]) == pytest.approx((0.2, 0.4))
     assert (second["k"], second["mean"]) == (2, 0)
+    shorter = [row | {"updates": 2} for row in rows if row["objective"] == "grpo"]
+    assert pass_differences(rows + shorter) == [first, second]  # other runs are not their pairs
 
 
 def test_the_command_goes_on_from_its_file(folder, tmp_path, capsys):

@@ -564,3 +564,27 @@ def test_comparison_by_hand():
     assert "[" not in found["grpo", "0.0001"]
     assert "-0.20 [" in found["grpo", "0.0002"]
     assert "+0.20 [+0.20, +0.20]" in found["lambda_grpo", "0.0001"]
+
+
+def test_a_warning_is_said_once_for_as_long_as_it_lasts(monkeypatch):
+    said = []
+    monkeypatch.setattr(metrics.tqdm, "write", said.append)
+    differ = "the log-probs of sampling and of training differ by {} nats a token under the same weights"
+    told = [
+        [],
+        ["the entropy is gone"],
+        ["the entropy is gone", differ.format(0.1)],
+        [differ.format(0.2)],
+        [],
+        ["the entropy is gone"],
+    ]
+    history = []
+    with metrics.tqdm(total=6, disable=True) as bar:
+        for update, warnings in enumerate(told):
+            history.append({"update": update, "warnings": warnings})
+            metrics.show(bar, history, last=False)
+    assert [line.partition(" differ")[0] for line in said] == [
+        "update 1: the entropy is gone",
+        "update 2: the log-probs of sampling and of training",
+        "update 5: the entropy is gone",
+    ]

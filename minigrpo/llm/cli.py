@@ -129,9 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sub = command(
-        "passk", _passk, "pass@1, pass@2, … of every run of a comparison, and paired differences"
+        "passk", _passk, "pass@1, pass@2, … of every run of comparisons, and paired differences"
     )
-    sub.add_argument("out", type=Path, metavar="DIR", help="compare's --out")
+    sub.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="compare's --out")
     sub.add_argument("--samples", type=int, default=64, help="n, of each problem (default 64)")
     sub.add_argument("--threads", type=int, default=1, help="torch's (default 1)")
 
@@ -380,7 +380,7 @@ def _passk(arguments: argparse.Namespace) -> int:
             rest = [row for row in known if row not in found]
             write_json(arguments.json, {"rows": [*found, *rest], "finished": False})
 
-    work = pass_at_k(arguments.out, known, samples=arguments.samples)
+    work = pass_at_k(arguments.folders, known, samples=arguments.samples)
     rows, finished = collect(work, keep)
     compared = pass_differences(rows)
     print(passes_text(rows, compared))

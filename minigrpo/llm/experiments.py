@@ -288,33 +288,40 @@ def _paired(ours: dict[int, dict], theirs: dict[int, dict], measure: str) -> np.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# What two runs share when they are compared
+SETTING = ("model", "task", "group_size", "temperature", "updates", "learning_rate")
+
+
 def pass_at_k(
-    folder: str | Path, known: Sequence[dict] = (), *, samples: int = 64
+    folders: Sequence[str | Path], known: Sequence[dict] = (), *, samples: int = 64
 ) -> Generator[dict, None, bool]:
     """Evaluate each run of `compare` by pass@k, on its held-out problems and at its own temperature.
 
         pass@k = mean over problems of 1 − C(n − c, k) / C(n, k),   c of n samples right
 
     Args:
-        folder: of the runs' folders.
+        folders: that hold runs' folders.
         known: rows of an earlier call: what stands there is not evaluated again.
         samples: n, a problem.
 
     Yields:
-        A row a run: {task, group_size, objective, learning_rate, seed, samples, pass@1, pass@2, pass@4, … pass@n}.
+        A row a run: {*SETTING, objective, seed, samples, pass@1, pass@2, pass@4, … pass@n}.
 
     Returns:
         True, at the end.
 
     Raises:
-        ValueError: where no run is in the folder; as `evaluate`.
+        ValueError: where no run is in a folder; as `evaluate`.
     """
-    folders = runs.run_folders(Path(folder))
-    if not folders:
-        raise ValueError(f"{folder} holds no run: make some by `llm compare --out {folder}`")
-    for run in folders:
+    found = []
+    for folder in folders:
+        own = runs.run_folders(Path(folder))
+        if not own:
+            raise ValueError(f"{folder} holds no run: make some by `llm compare --out {folder}`")
+        found += own
+    for run in found:
         settings = runs.read_settings(run)
-        names = ("task", "group_size", "objective", "learning_rate", "seed")
+        names = (*SETTING, "objective", "seed")
         same = {name: getattr(settings, name) for name in names} | {"samples": samples}
         row = next((row for row in known if row.items() >= same.items()), None)
         yield row or same | _passes(run, settings, samples)
@@ -343,22 +350,21 @@ def _ks(samples: int) -> list[str]:
 
 
 def pass_differences(rows: Sequence[dict]) -> list[dict]:
-    """The paired difference of each pass@k between each objective and the first, on each task, over the seeds.
+    """The paired difference of each pass@k between each objective and the first, in each setting, over the seeds.
 
     Args: rows: of `pass_at_k`.
-    Returns: a row for each task, group size, learning rate and k: {task, group_size, learning_rate, difference, k,
-        seeds, mean, ci_low, ci_high}, with 95% bootstrap intervals.
+    Returns: a row for each setting and k: {*SETTING, difference, k, seeds, mean, ci_low, ci_high}, with 95% bootstrap
+        intervals.
     """
     settings: dict[tuple, dict[str, dict[int, dict]]] = {}
-    same = ("task", "group_size", "learning_rate")
     for row in rows:
-        own = settings.setdefault(tuple(row[name] for name in same), {})
+        own = settings.setdefault(tuple(row[name] for name in SETTING), {})
         own.setdefault(row["objective"], {})[row["seed"]] = row
     differences = []
     for values, by_objective in settings.items():
         first, *others = by_objective
         for other in others:
-            label = dict(zip(same, values, strict=True)) | {"difference": f"{other} − {first}"}
+            label = dict(zip(SETTING, values, strict=True)) | {"difference": f"{other} − {first}"}
             for name in [name for name in rows[0] if name.startswith("pass@")]:
                 paired = _paired(by_objective[other], by_objective[first], name)
                 k = int(name.removeprefix("pass@"))

@@ -16,6 +16,7 @@ from minigrpo.llm.settings import Settings
 from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
 
 PATIENCE = 5  # updates that must go wrong before a warning
+SAME = 40  # letters; warnings that begin so are the same, whatever number follows
 # nats a token; rounding was up to 1e-6 and 0.02 on small models
 MISMATCH = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -122,16 +123,19 @@ def mismatch(gaps: Sequence[float], settings: Settings, dropout: bool) -> list[s
     ]
 
 
-def show(bar: tqdm, row: dict[str, Any], last: bool) -> None:
-    """Tell a watcher how the update went.
+def show(bar: tqdm, history: Sequence[dict[str, Any]], last: bool) -> None:
+    """Tell a watcher how the update went. A warning is said once for as long as it lasts.
 
     Args:
         bar: the run's.
-        row: of metrics.
+        history: rows of metrics, up to the update's own.
         last: whether no update comes after it.
     """
+    row = history[-1]
+    told = {warning[:SAME] for before in history[-2:-1] for warning in before.get("warnings", ())}
     for warning in row["warnings"]:
-        tqdm.write(f"update {row['update']}: {warning}")
+        if warning[:SAME] not in told:
+            tqdm.write(f"update {row['update']}: {warning}")
     bar.set_postfix(
         {name: f"{row[name]:.2f}" for name in ("reward", "eval_accuracy") if name in row}
     )

@@ -118,7 +118,7 @@ def train(
                 [each["gap"] for each in learned], settings, learner.dropout
             )
             runs.append_metrics(run, row)
-            show(bar, row, last)
+            show(bar, history, last)
             if stop or last or (update + 1) % settings.save_every == 0:
                 runs.save_checkpoint(
                     run, update + 1, trained_weights(learner.model), learner.optimizer
