@@ -99,7 +99,7 @@ def dial_text(controls: list[dict]) -> str:
             told = f" {row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
             lines[row.get("power", 1.0)][row["n"]] += told
     names = {0.0: "GRPO", 1.0: "λ-GRPO"}
-    table = [(f"{-power:+g}", names.get(power, ""), *lines[power].values()) for power in sorted(lines)]
+    table = [(f"{0 - power:+g}", names.get(power, ""), *lines[power].values()) for power in sorted(lines)]
     return text_table(("power of |λ|", "", "n = 1: target, − GRPO", "n = 2: target, − GRPO"), table)
 
 

@@ -165,7 +165,7 @@ def test_the_command(small, tmp_path, capsys):
     ("options", "words"),
     [
         (["--seeds", "3"], "seeds must be even and at least 2, got 3: two mirror each other's target"),
-        (["--controls"], "--controls and --optimizer are for the policies tabular, mlp, transformer"),
+        (["--controls"], "--controls, --optimizer and --power are for the policies tabular, mlp, transformer"),
         (["--lr", "-1"], "learning_rate must be above 0 and finite, got -1.0"),
         (["--updates", "10"], "updates must be at least 50, got 10"),
         (["--csv", "setup.py/x.csv"], "can't be written"),
