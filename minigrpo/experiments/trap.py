@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from minigrpo.checks import check_choice
 from minigrpo.envs import PathTreeEnv
 from minigrpo.losses import policy_loss, token_logps
-from minigrpo.objectives import OBJECTIVES
+from minigrpo.objectives import OBJECTIVES, lambda_grpo
 from minigrpo.paper import TABLE1
 from minigrpo.policies import POLICIES, make_policy
 from minigrpo.settings import check_choices, setting
@@ -219,8 +220,10 @@ def _loss_gradient(
 ) -> list[Tensor]:
     """Runs share no weight, so the gradient of the sum of their losses is that of each."""
     mask = torch.ones_like(completion_ids, dtype=torch.bool)
-    own = {"power": config.power} if objective == "lambda_grpo" else {}
-    advantages, step_weights = OBJECTIVES[objective](rewards, completion_ids, mask, **own)
+    weigh = OBJECTIVES[objective]
+    if objective == "lambda_grpo":
+        weigh = partial(lambda_grpo, power=config.power)
+    advantages, step_weights = weigh(rewards, completion_ids, mask)
     num_tokens = mask[0].sum()  # Σlen of one run
     loss = policy_loss(logps, logps, advantages, step_weights, mask, num_tokens=num_tokens)
     return list(torch.autograd.grad(loss, list(weights.values()), retain_graph=True))
