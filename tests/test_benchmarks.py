@@ -19,6 +19,7 @@ ROWS = {
     "objective_cost": {"task", "policy", "objective", "update", "added_share", "whole_update_share"},
     "table1_speed": {"runs", "measured_alone", "largest_difference", "seconds", "times_faster"},
     "llm_speed": {"P", "G", "T", "model", "updates_per_minute", "times_faster", "share", "lambda_added_share"},
+    "trap_update": {"policy", "updates", "seconds", "ratio", "share"},
     "packing": {"P", "G", "L", "T", "S", "model", "seconds", "ratio", "auto", "gradient_gap", "peak_mb"},
 }
 HAS_TRL = importlib.util.find_spec("trl") is not None
