@@ -65,6 +65,36 @@ def pack(
     """
     check_group(completion_ids, completion_mask)
     _check_prompts(prompt_ids, prompt_mask, completion_ids)
+    return _lay_out(prompt_ids, prompt_mask, completion_ids, completion_mask)
+
+
+def pack_rows(ids: Tensor, mask: Tensor) -> PackedGroups:
+    """Lay rows out as one sequence, whatever they share from their first token on: a forest.
+
+    Args:
+        ids: int (B, S), padded on the left, on the right or on both sides.
+        mask: bool (B, S), True = a token.
+
+    Returns: PackedGroups with P = 1, G = B and T = S for the rows without their padding on the left; roots have the
+        parent −1, and trees see nothing of one another under `ancestor_mask`.
+
+    Raises: TypeError or ValueError from `check_group`, as for a hole in a row.
+    """
+    check_tensor("mask", mask, "bool", ids.shape)
+    first = mask.long().argmax(dim=1, keepdim=True)  # (B, 1)
+    there = torch.arange(ids.shape[1], device=ids.device) + first  # (B, S)
+    inside = there < ids.shape[1]
+    there = there.where(inside, 0)
+    ids, mask = ids.gather(1, there).unsqueeze(0), (mask.gather(1, there) & inside).unsqueeze(0)
+    check_group(ids, mask)
+    nothing = ids[:, 0, :0]  # (1, 0), a prompt
+    return _lay_out(nothing, nothing.bool(), ids, mask)
+
+
+def _lay_out(
+    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+) -> PackedGroups:
+    """The body of `pack`, for prompts that may be empty."""
     P, G, T = completion_ids.shape
     device = completion_ids.device
 

@@ -30,7 +30,16 @@ def reward(completions, completion_ids, **columns):
 
 
 def trainer(
-    kind, out, *, model=None, reward_funcs=reward, deterministic=False, peft_config=None, more=None, **settings
+    kind,
+    out,
+    *,
+    model=None,
+    reward_funcs=reward,
+    deterministic=False,
+    peft_config=None,
+    prompts=PROMPTS,
+    more=None,
+    **settings,
 ):
     """A trainer of a class (with further arguments `more`) on `tiny` in float64, under plain gradient descent."""
     defaults = {
@@ -58,8 +67,9 @@ def trainer(
         model or tiny(),
         reward_funcs,
         args=GRPOConfig(**defaults | settings),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
+        peft_config=peft_config,
         **(more or {}),
     )
     if deterministic:
@@ -105,7 +115,13 @@ if __name__ == "__main__":
 
     out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    made = trainer(ProcessGRPOTrainer, out, deterministic=True, more={"objective": options.pop("objective")}, **options)
+    made = trainer(
+        ProcessGRPOTrainer,
+        out,
+        deterministic=True,
+        more={name: options.pop(name) for name in ("objective", "pack") if name in options},
+        **options,
+    )
     made.train()
     if made.accelerator.is_main_process:
         torch.save({"weights": weights(made), "log": made.state.log_history}, out / "end.pt")

@@ -93,6 +93,18 @@ def _fitting(
 
 def _unfit(model: PreTrainedModel, settings: Settings, samples: Samples) -> str:
     """Why a model can only be trained padded; "" where nothing speaks against the others."""
+    if reason := unfit_kind(model):
+        return reason
+    if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window_of(model):
+        return f"the model's sliding window of {window_of(model)} tokens is too short"
+    # new adapters add nothing yet, with dropout or without
+    if settings.lora_dropout or draws_dropout(model, samples):
+        return "dropout is active, and draws for each row"
+    return ""
+
+
+def unfit_kind(model: PreTrainedModel) -> str:
+    """Why a kind of model takes no mask of ancestors, by its configuration; "" where nothing speaks against it."""
     config = model.config.get_text_config()
     layers = {
         *(getattr(config, "layer_types", None) or []),
@@ -106,11 +118,6 @@ def _unfit(model: PreTrainedModel, settings: Settings, samples: Samples) -> str:
     attention = model.config._attn_implementation
     if attention not in ATTENTIONS:
         return f"attention {attention!r} takes no mask of ancestors"
-    if samples.prompt_ids.shape[1] + samples.completion_ids.shape[2] > window_of(model):
-        return f"the model's sliding window of {window_of(model)} tokens is too short"
-    # new adapters add nothing yet, with dropout or without
-    if settings.lora_dropout or draws_dropout(model, samples):
-        return "dropout is active, and draws for each row"
     return ""
 
 

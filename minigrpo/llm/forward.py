@@ -256,15 +256,25 @@ def _logps_of_rows(
 
 def _mask_of(model: PreTrainedModel, end: Tensor) -> Tensor | BlockMask:
     """The mask of ancestors as the model's attention takes it, (P, 1, M, M)."""
-    kind = model.config._attn_implementation
+    return ancestor_mask_for(model.config._attn_implementation, end, model.dtype)
+
+
+def ancestor_mask_for(kind: str, end: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
+    """The mask of ancestors as a kind of attention takes it.
+
+    Args:
+        kind: of attention, as transformers names it, or TREE.
+        end: int (P, M), as in PackedGroups.
+        dtype: of the model.
+
+    Returns: (P, 1, M, M).
+    """
     if kind == "flex_attention":
         P, M = end.shape
         return create_block_mask(ancestor_rule(end), P, None, M, M, device=end.device)
     mask = ancestor_mask(end).unsqueeze(1)
     if kind == "eager":  # it adds its mask to the scores
-        return torch.zeros_like(mask, dtype=model.dtype).masked_fill(
-            ~mask, torch.finfo(model.dtype).min
-        )
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     return mask
 
 

@@ -1,0 +1,158 @@
+"""Whether and how TRL's log-probs are computed on a forest: each shared token once (`forest`).
+
+TRL asks one method for the log-probs and entropies of rows; its loss, clipping, KL and metrics work on these and stay
+TRL's. Here is another answer to that question, and when it is given: where the model's kind allows it, where
+it agrees with TRL's own answer on two small groups of random tokens, and, for "auto", where it is cheaper.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from minigrpo.integrations.forest import Forest, forest_cost, forest_logps, make_forest, rows_cost
+from minigrpo.llm.agreement import MAX_GAP, probe, unfit_kind
+from minigrpo.llm.forward import check_positions, forward_costs
+from minigrpo.llm.models import reason_of
+from minigrpo.llm.sampling import rows_of, window_of
+
+PACK = (True, False, "auto")
+ROW = "row"  # the key of TRL's batch under which a row's place in its generation travels
+Answer = tuple[Tensor, Tensor | None]  # log-probs and entropies, (B, T)
+
+
+class Packing:
+    """The decision for one model.
+
+    `unfit` says in words why rows are not packed: "" where they are, None before it was asked.
+    """
+
+    def __init__(self, model: nn.Module, wanted: bool | str) -> None:
+        """Read off the model what its passes cost.
+
+        Args:
+            model: as the trainer has it before it is wrapped, with adapters or without.
+            wanted: of PACK.
+        """
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.model, self.wanted = base, wanted
+        self.unfit: str | None = None if wanted else "pack is False"
+        if wanted:
+            self.costs, self.window = forward_costs(base), window_of(base)
+
+    def answer(
+        self,
+        model: nn.Module,
+        config: PretrainedConfig,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        T: int,
+        plain: Callable[..., Any],
+        *,
+        others: dict[str, Any],
+        batch_size: int | None,
+        temperature: float,
+        entropies: bool,
+    ) -> Answer | None:
+        """Compute what TRL asks for on the forests of its rows.
+
+        Args:
+            model: as TRL has it, wrapped; the one that is trained, or the reference.
+            config: its own.
+            input_ids: int (B, S), prompts and completions.
+            attention_mask: (B, S).
+            T: tokens of a completion.
+            plain: TRL's own way, (ids, mask, T) → (log-probs, …), for the probe.
+            others: what else TRL would give the model, such as images.
+            batch_size: rows at a time; None: all.
+            temperature: of the policy.
+            entropies: whether they are asked for.
+
+        Returns:
+            Log-probs and entropies (B, T); None where TRL's own way is to be taken.
+        """
+        if self.unfit is None:
+            self.unfit = self._probed(model, config, plain, temperature)
+            if self.unfit:
+                warnings.warn(f"updates are not packed: {self.unfit}", stacklevel=4)
+        if self.unfit or attention_mask.shape[1] > self.window:
+            return None
+        if any(value is not None and value is not False for value in others.values()):
+            return None
+        parts = zip(
+            *(rows.split(batch_size or len(rows)) for rows in (input_ids, attention_mask)),
+            strict=True,
+        )
+        forests = [make_forest(*part, T) for part in parts]
+        if self.wanted == "auto" and not self._pays(forests, attention_mask, T):
+            return None
+        found = [
+            forest_logps(model, config, forest, temperature=temperature, entropies=entropies)
+            for forest in forests
+        ]
+        logps, entropy = zip(*found, strict=True)
+        return torch.cat(logps), torch.cat(entropy) if entropies else None
+
+    def _pays(self, forests: list[Forest], attention_mask: Tensor, T: int) -> bool:
+        """Whether the forests are cheaper than the rows."""
+        packed = sum(forest_cost(forest, self.costs) for forest in forests)
+        return packed < rows_cost(attention_mask, T, self.costs)
+
+    @torch.no_grad()
+    def _probed(
+        self,
+        model: nn.Module,
+        config: PretrainedConfig,
+        plain: Callable[..., Any],
+        temperature: float,
+    ) -> str:
+        """Why the model is not packed, by its kind or as it does not agree with itself; "" where it does."""
+        if reason := unfit_kind(self.model):
+            return reason
+        samples = probe(self.model)
+        T = samples.completion_ids.shape[-1]
+        ids, mask = rows_of(samples)
+        try:
+            check_positions(self.model)
+            forest = make_forest(ids, mask.long(), T)
+            ours, _ = forest_logps(model, config, forest, temperature=temperature)
+        except torch.OutOfMemoryError:
+            raise
+        # what a model says of a mask that it can't read
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            return f"the model takes no mask of ancestors ({reason_of(error)})"
+        theirs = plain(ids, mask.long(), T)[0]
+        gap = (ours - theirs)[samples.completion_mask.flatten(0, 1)].abs().max().item()
+        low = torch.is_autocast_enabled(ids.device.type) or self.model.dtype.itemsize < 4
+        if not gap <= MAX_GAP["bfloat16" if low else "float32"]:  # not even where it is NaN
+            return (
+                f"its log-probs differ by {gap:.1g} nats from TRL's own, as dropout would make them"
+            )
+        return ""
+
+
+def whole_groups(buffered: list[dict[str, Any]], group_size: int) -> list[dict[str, Any]]:
+    """Give each micro-batch of a generation whole groups again, which TRL's shuffling took apart.
+
+    Args:
+        buffered: TRL's micro-batches; ROW of each has the places that its rows had before they were shuffled.
+        group_size: G; whole groups fit into a micro-batch.
+
+    Returns: micro-batches of the same size; groups come in the order of their first member after the shuffling.
+    """
+    size = len(buffered[0][ROW])
+    places = torch.cat([batch[ROW] for batch in buffered])
+    members = places.argsort().view(-1, group_size)  # (groups, G), where each group's rows are now
+    members = members[members.amin(dim=1).argsort()].flatten().split(size)
+    whole: dict[str, list[Any]] = {}
+    for name, value in buffered[0].items():
+        whole[name] = [batch[name] for batch in buffered]
+        if isinstance(value, Tensor) and value.ndim:  # others are one number for all rows
+            joined = torch.cat(whole[name])
+            whole[name] = [joined[part] for part in members]
+    return [dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]

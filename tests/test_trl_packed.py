@@ -1,0 +1,260 @@
+"""TRL with rows packed as a forest: the same training as by TRL's own passes, and each shared token once."""
+
+import warnings
+
+import pytest
+import torch
+
+pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
+
+from groups import assert_close
+from peft import LoraConfig
+from test_trl import LORA, launch, moved, vector
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from trl_runs import tiny, trainer
+
+from minigrpo.integrations.forest import forest_cost, forest_logps, make_forest, rows_cost
+from minigrpo.integrations.packed import ROW, whole_groups
+from minigrpo.integrations.trl import ProcessGRPOTrainer
+from minigrpo.llm.forward import ForwardCosts
+from minigrpo.llm.models import TINY
+
+EQUAL = ["7+18-4=", "12-7+1=", "11+2-3=", "15-4+2="]  # prompts of as many tokens: TRL's positions are not shifted then
+
+
+def run(out, pack, objective="lambda_grpo", *, by_hand=True, told=False, **settings):
+    """Train; `told` takes TRL's own passes on the same micro-batches of whole groups."""
+    more = {"objective": objective, "pack": pack}
+    made = trainer(ProcessGRPOTrainer, out, more=more, deterministic=by_hand, **{"max_steps": 4} | settings)
+    if told:
+        made._packing.unfit = "the test wants it so"
+    made.train()
+    return made
+
+
+def all_float64(folder, dropout=0.0):
+    """A model all in float64; the norms of `tiny` round to float32. On disk, as TRL makes its reference from there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = len(AutoTokenizer.from_pretrained(TINY))
+        rates = {"hidden_dropout": dropout, "attention_dropout": dropout}
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=size, **sizes, **rates)).double().save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+
+CASES = {
+    "default": {},
+    "KL, iterations, accumulation, clipping": {
+        "beta": 0.04,
+        "num_iterations": 2,
+        "epsilon": 0.02,
+        "gradient_accumulation_steps": 2,
+    },
+    "a generation for two updates": {"steps_per_generation": 4, "gradient_accumulation_steps": 2, "temperature": 0.7},
+    "truncated completions masked": {"mask_truncated_completions": True, "max_completion_length": 4},
+    "LoRA": {"peft_config": LoraConfig(**LORA), "beta": 0.04},
+    "eager attention, checkpointed": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_is_unpacked(tmp_path, case):
+    """Weights and every logged metric, where the norms of the model round to float32."""
+    settings = CASES[case]
+
+    def model():
+        made = tiny()
+        if "eager" in case:  # transformers' own gives NaN for padding on the left in float64
+            made.float().set_attn_implementation("eager")
+        return made
+
+    packed, plain = (run(tmp_path, True, model=model(), told=told, **settings) for told in (False, True))
+    assert packed._packing.unfit == ""
+    if "LoRA" in case:
+        assert_close(vector(packed), vector(plain), 1e-5)
+    else:
+        start = vector(dict(tiny().named_parameters())).to(packed.model.dtype)
+        tolerance = 1e-4 if "eager" in case else 1e-5  # a float32 weight moves in steps of 1e-7
+        assert_close(vector(packed) - start, vector(plain) - start, tolerance)
+        assert moved(plain).abs().max() > 1e-4
+    for ours, theirs in zip(packed.state.log_history, plain.state.log_history, strict=True):
+        for name in set(theirs) - {"step_time"}:
+            if "time" not in name and "per_second" not in name:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_a_model_all_in_float64(tmp_path, beta):
+    """TRL's own head, which is fused with the log-softmax, rounds to float32."""
+    start = vector(dict(all_float64(tmp_path).named_parameters()))
+    options = {"prompts": EQUAL, "beta": beta, "num_iterations": 2, "per_device_train_batch_size": 16}
+    packed, plain = (run(tmp_path, True, model=all_float64(tmp_path), told=told, **options) for told in (False, True))
+    assert packed._packing.unfit == ""
+    assert_close(vector(packed) - start, vector(plain) - start, 1e-6)
+    assert (vector(plain) - start).abs().max() > 1e-4
+
+
+def rows(seed=0):
+    """Rows of two prompts that begin alike, in no order; one has no completion, one ends early."""
+    draw = torch.Generator().manual_seed(seed)
+    prompts = torch.tensor([[0, 5, 6, 7, 8], [5, 6, 9, 8, 4]]).repeat_interleave(4, 0)
+    ids = torch.cat([prompts, torch.randint(3, 5, (8, 6), generator=draw)], dim=1)
+    ends = torch.tensor([6, 5, 6, 2, 6, 0, 6, 3]).unsqueeze(1)
+    mask = torch.cat([prompts > 0, torch.arange(6) < ends], dim=1)
+    order = torch.randperm(8, generator=draw)
+    return ids[order], mask[order].long()
+
+
+def prefixes(ids, mask):
+    """Every distinct beginning of the rows, by Python's own sets."""
+    found = set()
+    for row, own in zip(ids.tolist(), mask.bool().tolist(), strict=True):
+        tokens = tuple(token for token, there in zip(row, own, strict=True) if there)
+        found |= {tokens[: n + 1] for n in range(len(tokens))}
+    return found
+
+
+def test_the_forest_has_each_prefix_once_and_no_leaf():
+    ids, mask = rows()
+    forest = make_forest(ids, mask, 6)
+    found = prefixes(ids, mask)
+    inner = {prefix[:-1] for prefix in found if len(prefix) > 1}
+    assert forest.ids.shape == (1, len(inner))
+    assert sorted(forest.depth[0].tolist()) == sorted(len(prefix) - 1 for prefix in inner)
+    assert int(forest.scored.sum()) == int(mask[:, -6:].sum())
+    assert len(forest.token) < int(forest.scored.sum())  # some are shared
+
+
+def test_log_probs_entropies_and_gradients_of_rows(tmp_path):
+    ids, mask = rows()
+    model = all_float64(tmp_path)
+    forest = make_forest(ids, mask, 6)
+    logps, entropies = forest_logps(model, model.config, forest, temperature=0.7, entropies=True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -7:-1] / 0.7
+    all_logps = logits.log_softmax(-1)
+    there = mask[:, -6:].bool()
+    expected = all_logps.gather(-1, ids[:, -6:, None])[..., 0].masked_fill(~there, 0)
+    assert_close(logps, expected)
+    assert_close(entropies, -(all_logps.exp() * all_logps).sum(-1).masked_fill(~there, 0).detach())
+    weigh = torch.linspace(-1, 1, 48, dtype=torch.float64).view(8, 6)
+    trained = list(model.parameters())
+    ours, theirs = (torch.autograd.grad((found * weigh).sum(), trained) for found in (logps, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_tokens_through_the_model(tmp_path):
+    """What the model is run on in training: the distinct prefixes of TRL's micro-batch, not its rows."""
+    seen, batches = [], []
+    made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": True}, deterministic=True, max_steps=2)
+    made.model.model.register_forward_pre_hook(
+        lambda module, given, keywords: seen.append(keywords["input_ids"].numel()) if module.training else None,
+        with_kwargs=True,
+    )
+    ask = made._compute_loss
+
+    def keep(model, inputs):
+        batches.append({name: inputs[name] for name in inputs if name.endswith(("ids", "mask"))})
+        seen.clear()
+        loss = ask(model, inputs)
+        batches[-1]["seen"] = list(seen)
+        return loss
+
+    made._compute_loss = keep
+    made.train()
+    for batch in batches[1:]:  # the first asks the probe too
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        inner = {prefix[:-1] for prefix in prefixes(ids, mask) if len(prefix) > 1}
+        assert batch["seen"] == [len(inner)]
+        assert len(inner) < ids.numel() / 2
+
+
+def test_auto_takes_the_cheaper_way(tmp_path, monkeypatch):
+    costs = ForwardCosts(token=1.0, scored=0.0, pair=0.1, call=0.0)
+    ids, mask = rows()
+    apart = torch.arange(ids.numel()).view_as(ids)  # nothing is shared
+    assert forest_cost(make_forest(ids, mask, 6), costs) < rows_cost(mask, 6, costs)
+    assert forest_cost(make_forest(apart, mask, 6), costs) > rows_cost(mask, 6, costs)
+    asked = []
+    monkeypatch.setattr("minigrpo.integrations.packed.forest_logps", lambda *rest, **options: asked.append(1))
+    made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": "auto"})
+    made._packing.unfit = ""
+    made._packing.costs = ForwardCosts(token=1.0, scored=0.0, pair=1e9, call=0.0)
+    made._packing._pays([make_forest(apart, mask, 6)], mask, 6)
+    assert (
+        made._packing.answer(
+            made.model,
+            made.model.config,
+            apart,
+            mask,
+            6,
+            None,
+            others={},
+            batch_size=None,
+            temperature=1.0,
+            entropies=False,
+        )
+        is None
+    )
+    assert not asked
+
+
+def test_dropout_is_told_and_trained_unpacked(tmp_path):
+    options = {"prompts": EQUAL, "max_steps": 1}
+    made = trainer(ProcessGRPOTrainer, tmp_path, model=all_float64(tmp_path, 0.5), more={"pack": True}, **options)
+    with pytest.warns(UserWarning, match="updates are not packed: its log-probs differ by .* as dropout would"):
+        made.train()
+    assert "dropout" in made._packing.unfit
+
+
+def test_a_model_that_takes_no_mask_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("minigrpo.integrations.packed.unfit_kind", lambda model: "attention 'its own' takes no mask")
+    made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": True}, deterministic=True, max_steps=1)
+    with pytest.warns(UserWarning, match="updates are not packed: attention 'its own' takes no mask"):
+        made.train()
+
+
+def test_whole_groups_by_hand():
+    shuffled = torch.tensor([6, 1, 0, 5, 3, 2, 7, 4])  # rows 0–3 are one group, 4–7 the other
+    batches = [
+        {ROW: part, "advantages": part * 1.5, "items": torch.tensor(8), "nothing": None} for part in shuffled.split(4)
+    ]
+    first, second = whole_groups(batches, 4)
+    assert first[ROW].tolist() == [4, 5, 6, 7]  # the group of row 6, which came first
+    assert second["advantages"].tolist() == [0.0, 1.5, 3.0, 4.5]
+    assert first["items"] == 8
+    assert first["nothing"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"pack": "always"}, "pack must be True, False or 'auto', got 'always'"),
+        ({"pack": True, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, "must be a multiple of"),
+    ],
+)
+def test_refusals(tmp_path, options, sentence, monkeypatch):
+    more = {"pack": options.pop("pack")}
+    with pytest.raises(ValueError, match=sentence):
+        trainer(ProcessGRPOTrainer, tmp_path, model="no such model", more=more, **options)
+
+
+def test_off_is_trl_and_no_word(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made = trainer(ProcessGRPOTrainer, tmp_path, deterministic=True, max_steps=1)
+        made.train()
+    assert made._packing.unfit == "pack is False"
+    assert ROW not in made._buffered_inputs[0]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    options = {"beta": 0.04, "num_iterations": 2, "max_steps": 4, "learning_rate": 0.001}
+    two = launch(tmp_path / "two", 2, objective="lambda_grpo", pack=True, **options)
+    one = run(tmp_path, True, gradient_accumulation_steps=2, **options | {"max_steps": 4})
+    assert_close(vector(two["weights"]) - vector(dict(tiny().named_parameters())), moved(one), 1e-5)
