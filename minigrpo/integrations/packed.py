@@ -7,13 +7,16 @@ it agrees with TRL's own answer on two small groups of random tokens, and, for "
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from trl import GRPOTrainer
 
 from minigrpo.integrations.forest import Forest, forest_cost, forest_logps, make_forest, rows_cost
 from minigrpo.llm.agreement import MAX_GAP, probe, unfit_kind
@@ -23,6 +26,11 @@ from minigrpo.llm.sampling import rows_of, window_of
 
 PACK = (True, False, "auto")
 ROW = "row"  # the key of TRL's batch under which a row's place in its generation travels
+# whether log-probs and entropies come with a third: by the version of TRL
+HAS_AUX_LOSS = (
+    "compute_aux_loss"
+    in inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+)
 Answer = tuple[Tensor, Tensor | None]  # log-probs and entropies, (B, T)
 
 
@@ -156,3 +164,84 @@ def whole_groups(buffered: list[dict[str, Any]], group_size: int) -> list[dict[s
             joined = torch.cat(whole[name])
             whole[name] = [joined[part] for part in members]
     return [dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]
+
+
+def check_packing(pack: bool | str, args: Any) -> None:
+    """Refuse, before a model is loaded, what can't be packed where it was asked for. Raises ValueError.
+
+    Args:
+        pack: of PACK.
+        args: TRL's, None for its defaults.
+    """
+    if pack not in PACK:
+        raise ValueError(f"pack must be True, False or 'auto', got {pack!r}")
+    if pack is not True or args is None:
+        return
+    if args.per_device_train_batch_size % args.num_generations:
+        raise ValueError(
+            f"per_device_train_batch_size must be a multiple of num_generations ({args.num_generations}) with "
+            f"pack=True, so that a micro-batch holds whole groups, got {args.per_device_train_batch_size}: change it, "
+            'or take pack="auto"'
+        )
+
+
+class PackedGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` that computes tokens which rows share once.
+
+    With `pack` True, or with "auto" where it is cheaper; rows of a group stay in one micro-batch then, where it holds
+    whole groups, which changes what shares an update if a generation has several. False leaves TRL as it is.
+
+    Raises: ValueError, before a model is loaded, as `check_packing`.
+    """
+
+    def __init__(self, *arguments: Any, pack: bool | str = False, **keywords: Any) -> None:
+        given = inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments
+        check_packing(pack, given.get("args"))
+        super().__init__(*arguments, **keywords)
+        self._packing = Packing(self.model, pack)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch, and where rows are to be packed each row's place in it."""
+        batch = super()._generate_and_score_completions(inputs)
+        whole = self.args.per_device_train_batch_size % self.num_generations == 0
+        if self._packing.wanted and whole:
+            ids = batch["completion_ids"]
+            batch[ROW] = torch.arange(len(ids), device=ids.device)
+        return batch
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's micro-batch; where rows are packed and it holds whole groups, one of whole groups."""
+        before = self._buffered_inputs
+        batch = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is not before and ROW in batch:
+            self._buffered_inputs = whole_groups(self._buffered_inputs, self.num_generations)
+            batch = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return batch
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> Any:
+        """TRL's answer, or where rows are packed the forest's."""
+        rows = input_ids, attention_mask, logits_to_keep
+        plain = partial(super()._get_per_token_logps_and_entropies, model)
+        with self.accelerator.autocast():
+            packed = self._packing.answer(
+                model,
+                self.accelerator.unwrap_model(model).config,
+                *rows,
+                plain,
+                others=others,
+                batch_size=batch_size,
+                temperature=self.temperature,
+                entropies=compute_entropy,
+            )
+        if packed is None:
+            return plain(*rows, batch_size, compute_entropy, **others)
+        return packed + (None,) * HAS_AUX_LOSS

@@ -19,7 +19,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import defaultdict
-from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -29,7 +28,6 @@ from packaging.version import Version
 from torch import Tensor
 
 from minigrpo.checks import check_choice
-from minigrpo.integrations.packed import PACK, ROW, Packing, whole_groups
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.steps import step_mean, step_sizes
 
@@ -50,13 +48,9 @@ if found.release >= Version(BEYOND).release:
 
 from datasets import Dataset, IterableDataset  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
-from trl import GRPOTrainer  # noqa: E402
 
-# what its log-probs come with besides entropies
-HAS_AUX_LOSS = (
-    "compute_aux_loss"
-    in inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-)
+from minigrpo.integrations.packed import GRPOTrainer, PackedGRPOTrainer  # noqa: E402
+
 WEIGHTS = "tool_mask"  # the key of TRL's batch under which the weights travel
 
 # Objectives of minigrpo whose advantages are not those that TRL makes by its `scale_rewards`: they take the rewards.
@@ -125,21 +119,6 @@ def check_arguments(objective: str, given: dict[str, Any]) -> None:
         )
 
 
-def check_packing(pack: bool | str, given: dict[str, Any]) -> None:
-    """Refuse, before a model is loaded, what can't be packed where it was asked for. Raises ValueError."""
-    if pack not in PACK:
-        raise ValueError(f"pack must be True, False or 'auto', got {pack!r}")
-    args = given.get("args")
-    if pack is not True or args is None:
-        return
-    if args.per_device_train_batch_size % args.num_generations:
-        raise ValueError(
-            f"per_device_train_batch_size must be a multiple of num_generations ({args.num_generations}) with "
-            f"pack=True, so that a micro-batch holds whole groups, got {args.per_device_train_batch_size}: change it, "
-            'or take pack="auto"'
-        )
-
-
 def check_columns(name: str, dataset: Any) -> None:
     """Require a data set with prompts. Raises ValueError."""
     if not isinstance(dataset, Dataset | IterableDataset | None):
@@ -197,11 +176,10 @@ class GenerationBoundary(TrainerCallback):
         )
 
 
-class ProcessGRPOTrainer(GRPOTrainer):
+class ProcessGRPOTrainer(PackedGRPOTrainer):
     """`trl.GRPOTrainer` with an `objective` of `minigrpo.OBJECTIVES`; all else as its parent takes it.
 
-    With `pack` tokens that rows share are computed once: True, False, or "auto", where it is cheaper. Rows of a group
-    stay in one micro-batch then, where it holds whole groups.
+    With pack=True, or "auto", tokens that rows share are computed once (`minigrpo.integrations.packed`).
 
     Raises: ValueError, before a model is loaded, for another objective or an option under which it would not be exact.
     """
@@ -213,15 +191,14 @@ class ProcessGRPOTrainer(GRPOTrainer):
         pack: bool | str = False,
         **keywords: Any,
     ) -> None:
-        given = inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments
-        check_arguments(objective, given)
-        check_packing(pack, given)
+        check_arguments(
+            objective, inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments
+        )
         self.objective, self._boundary = objective, GenerationBoundary()
         # the last forward pass, and whether to take it again
         self._forward, self._again = None, False
-        super().__init__(*arguments, **keywords)
+        super().__init__(*arguments, pack=pack, **keywords)
         self.add_callback(self._boundary)
-        self._packing = Packing(self.model, pack)
 
     def _get_train_sampler(self, *arguments: Any) -> Any:
         self._boundary.sampler = super()._get_train_sampler(*arguments)
@@ -241,12 +218,6 @@ class ProcessGRPOTrainer(GRPOTrainer):
         )
         if not mask.any():  # all were cut off, and mask_truncated_completions is on
             return batch
-        B, T = batch["completion_ids"].shape
-        if (
-            self._packing.wanted
-            and not self.args.per_device_train_batch_size % self.num_generations
-        ):
-            batch[ROW] = torch.arange(B, device=ids.device)
         G = self.num_generations if self.model.training else self.num_generations_eval
         ids, mask = ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool()  # (P, G, T)
         if self.objective in FROM_REWARDS:
@@ -254,6 +225,7 @@ class ProcessGRPOTrainer(GRPOTrainer):
         else:
             a = gather(batch["advantages"]).view(-1, G)
             objective = FROM_ADVANTAGES[self.objective](a, ids, mask)
+        B, T = batch["completion_ids"].shape
         mine = (
             value.flatten(0, 1).split(B)[self.accelerator.process_index][:, :T]
             for value in objective
@@ -285,43 +257,7 @@ class ProcessGRPOTrainer(GRPOTrainer):
         self._forward, self._again = None, False
         return loss
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's micro-batch; where rows are packed and it holds whole groups, one of whole groups."""
-        before = self._buffered_inputs
-        batch = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is not before and ROW in batch:
-            self._buffered_inputs = whole_groups(self._buffered_inputs, self.num_generations)
-            batch = self._buffered_inputs[self._step % self.args.steps_per_generation]
-        return batch
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        **others: Any,
-    ) -> Any:
-        """TRL's answer, or where rows are packed the forest's; at the second time of asking the one that was given."""
-        if self._again:
-            return self._forward
-        rows = input_ids, attention_mask, logits_to_keep
-        plain = partial(super()._get_per_token_logps_and_entropies, model)
-        with self.accelerator.autocast():
-            packed = self._packing.answer(
-                model,
-                self.accelerator.unwrap_model(model).config,
-                *rows,
-                plain,
-                others=others,
-                batch_size=batch_size,
-                temperature=self.temperature,
-                entropies=compute_entropy,
-            )
-        if packed is None:
-            self._forward = plain(*rows, batch_size, compute_entropy, **others)
-        else:
-            self._forward = packed + (None,) * HAS_AUX_LOSS
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **keywords: Any) -> Any:
+        if not self._again:
+            self._forward = super()._get_per_token_logps_and_entropies(*arguments, **keywords)
         return self._forward
