@@ -100,7 +100,7 @@ def dial_text(controls: list[dict]) -> str:
             lines[row.get("power", 1.0)][row["n"]] += told
     names = {0.0: "GRPO", 1.0: "λ-GRPO"}
     table = [(f"{0 - power:+g}", names.get(power, ""), *lines[power].values()) for power in sorted(lines)]
-    return text_table(("power of |λ|", "", "n = 1: target, − GRPO", "n = 2: target, − GRPO"), table)
+    return text_table(("power of |λ|, −α", "", "n = 1: target, − GRPO", "n = 2: target, − GRPO"), table)
 
 
 def llm_theorem_text(theorem: dict) -> str:

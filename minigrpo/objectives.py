@@ -136,7 +136,7 @@ def lambda_grpo(
         completion_mask: bool (…, G, T), True = trained.
         scale: as `group_advantages`.
         eps: as `group_advantages`.
-        power: 1 is the paper's, 0 is GRPO: a dial between the two. Finite.
+        power: 1 is the paper's, 0 is GRPO: a dial. Any finite number.
 
     Returns:
         advantages a and step_weights 1/|λ^(i,t)|^power, both (…, G, T) in the dtype of `rewards`, 0 where masked.
