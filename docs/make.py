@@ -64,7 +64,7 @@ def blocks() -> dict[str, str]:
         "expectation": expectation_text(result("expectation")["rows"]),
         "utility": utility_text(),
         "table1": table1_text(table1["rows"], table1["differences"]),
-        "controls": controls_text([row for row in table1["controls"] if not row["control"].startswith("dial")]),
+        "controls": controls_text(table1["controls"]),
         "dial": dial_text(table1["controls"]),
         "transformer": every_rate(result("table1_transformer_adam")),
         "mlp": every_rate(result("table1_mlp_adam")),
@@ -84,23 +84,22 @@ def blocks() -> dict[str, str]:
 
 
 def dial_text(controls: list[dict]) -> str:
-    """The trap's target frequency over the power of |λ|, with the paired difference from GRPO; cells of n pooled."""
-    lines: dict[float, dict[int, str]] = {}
+    """The trap's target frequency over α of |λ|^−α, with the paired difference from GRPO; cells of n pooled."""
+    lines: dict[float, list[str]] = {}
     for row in controls:
-        dial = row["control"].startswith("dial")
         main = row["control"] == "learning rates" and row["lr"] == DEFAULT_TRAP.learning_rate
-        if row["r_neg"] is not None or not (dial or main):
-            continue
-        if row.get("objective") == "grpo" and main:
-            lines.setdefault(0.0, {})[row["n"]] = f"{row['mean']:.2f}"
-        elif row.get("objective") == "lambda_grpo":
-            lines.setdefault(row.get("power", 1.0), {})[row["n"]] = f"{row['mean']:.2f}"
-        elif row.get("difference") == "lambda_grpo − grpo":
-            told = f" {row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
-            lines[row.get("power", 1.0)][row["n"]] += told
+        if row["r_neg"] is None and (main or "power" in row):
+            power = row.get("power", 1.0)
+            if row.get("objective") == "grpo" and main:
+                lines.setdefault(0.0, []).append(f"{row['mean']:.2f}")
+            elif row.get("objective") == "lambda_grpo":
+                lines.setdefault(power, []).append(f"{row['mean']:.2f}")
+            elif row.get("difference") == "lambda_grpo − grpo":
+                gap = f"{row['mean']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+                lines[power][row["n"] - 1] += f"  {gap}"
     names = {0.0: "GRPO", 1.0: "λ-GRPO"}
-    table = [(f"{0 - power:+g}", names.get(power, ""), *lines[power].values()) for power in sorted(lines)]
-    return text_table(("power of |λ|, −α", "", "n = 1: target, − GRPO", "n = 2: target, − GRPO"), table)
+    table = [(f"{power:g}", names.get(power, ""), *lines[power]) for power in sorted(lines)]
+    return text_table(("α", "", "n = 1: target, − GRPO", "n = 2: target, − GRPO"), table)
 
 
 def llm_theorem_text(theorem: dict) -> str:
@@ -124,8 +123,7 @@ def trap_curves(name: str) -> list[dict]:
 
 def passes(name: str) -> str:
     """pass@k of the runs of a comparison."""
-    rows = result(name)["rows"]
-    return passes_text(rows, pass_differences(rows))
+    return passes_text(result(name)["rows"], result(name)["differences"])
 
 
 def traps_text(rows: list[dict]) -> str:

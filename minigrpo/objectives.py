@@ -126,17 +126,12 @@ def lambda_grpo(
 
         L_λ = 1/Σᵢlen(y⁽ⁱ⁾) · Σᵢ Σₜ ( P_{i,t}·aᵢ − D_{i,t} ) / |λ^(i,t)|^power
 
-    In expectation it weighs a step by the probability that the other completions visit it, where GRPO weighs it by
-    their expected visits (docs/expectation.md). It is no longer an unbiased policy gradient of the mean reward: of two
-    branches with the same A > 0 it pushes towards the rarer.
+    With power 1, and under the conditions of docs/expectation.md, it weighs a step in expectation by the probability
+    that the other completions visit it, where GRPO weighs it by their expected visits. It is no longer an unbiased
+    policy gradient of the mean reward: of two branches with the same A > 0 it pushes towards the rarer.
 
-    Args:
-        rewards: float (…, G), in the task's units.
-        completion_ids: int (…, G, T).
-        completion_mask: bool (…, G, T), True = trained.
-        scale: as `group_advantages`.
-        eps: as `group_advantages`.
-        power: 1 is the paper's, 0 is GRPO: a dial. Any finite number.
+    Args: as `grpo`: rewards (…, G), completion_ids and completion_mask (…, G, T), scale, eps; and power, finite: 1 is
+        the paper's, 0 is GRPO.
 
     Returns:
         advantages a and step_weights 1/|λ^(i,t)|^power, both (…, G, T) in the dtype of `rewards`, 0 where masked.
@@ -148,9 +143,8 @@ def lambda_grpo(
         raise ValueError(f"power must be finite, got {power}")
     a = group_advantages(rewards, scale=scale, eps=eps).unsqueeze(-1)  # (…, G, 1)
     mask = completion_mask.to(rewards.dtype)
-    return a * mask, mask / step_sizes(completion_ids, completion_mask).clamp(min=1).to(
-        mask.dtype
-    ) ** power
+    sizes = step_sizes(completion_ids, completion_mask).clamp(min=1).to(mask.dtype)
+    return a * mask, mask / sizes**power
 
 
 # ---------------------------------------------------------------------------------------------------------------------

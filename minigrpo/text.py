@@ -282,20 +282,24 @@ def _settings(row: dict) -> str:
     return f"{row['policy']}, {row['optimizer']}, learning rate {row['lr']:g}{power}"
 
 
+# columns that say which runs a row of pass@k is of
+PASS_SETTING = ("task", "G", "temperature", "updates", "rate")
+
+
 def passes_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     """pass@k of each objective, means over seeds, and the paired differences with their 95% intervals."""
     names = [name for name in rows[0] if name.startswith("pass@")]
     grouped: dict[tuple[str, ...], list[dict]] = {}
     for row in rows:
-        grouped.setdefault((*_setting(row), row["objective"]), []).append(row)
+        grouped.setdefault((*_pass_setting(row), row["objective"]), []).append(row)
     means = [
         (*key, f"{len(own)}", *(f"{np.mean([row[name] for row in own]):.3f}" for name in names))
         for key, own in grouped.items()
     ]
-    above = text_table((*SETTING, "objective", "seeds", *names), means)
+    above = text_table((*PASS_SETTING, "objective", "seeds", *names), means)
     gaps = [
         (
-            *_setting(row),
+            *_pass_setting(row),
             row["difference"],
             f"{row['k']}",
             f"{row['mean']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
@@ -304,14 +308,11 @@ def passes_text(rows: Sequence[dict], differences: Sequence[dict]) -> str:
     ]
     if not gaps:
         return above
-    return f"{above}\n\n{text_table((*SETTING, 'difference', 'k', 'pass@k (95%)'), gaps)}"
+    return f"{above}\n\n{text_table((*PASS_SETTING, 'difference', 'k', 'pass@k (95%)'), gaps)}"
 
 
-SETTING = ("task", "G", "temperature", "updates", "rate")
-
-
-def _setting(row: dict) -> tuple[str, ...]:
-    """The SETTING of a row."""
+def _pass_setting(row: dict) -> tuple[str, ...]:
+    """The PASS_SETTING of a row."""
     return (
         row["task"],
         f"{row['group_size']}",

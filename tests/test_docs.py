@@ -34,6 +34,50 @@ def test_every_block_of_the_results_is_what_its_data_give(make):
         assert make.page(text) == text, "run python docs/make.py"
 
 
+def test_prose_on_the_trap_of_a_language_model_agrees_with_the_data(make):
+    """Runs found and decided, which the page's tables do not add up."""
+    runs = {}
+    for row in make.trap_curves("trap_smollm2"):
+        run = tuple(row[name] for name in ("learning_rate", "n", "r_neg", "objective", "seed"))
+        runs.setdefault(run, []).append(row["p_target"])
+    found = {
+        (objective, rate): [p[-1] > 0.5 for run, p in runs.items() if (run[3], run[0]) == (objective, rate)]
+        for objective in ("grpo", "lambda_grpo")
+        for rate in (1e-5, 2e-5, 5e-5)
+    }
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").replace("\n", " ")
+    first, second, third = (sum(found["lambda_grpo", rate]) for rate in (1e-5, 2e-5, 5e-5))
+    assert f"in {first} of {len(found['grpo', 1e-5])} runs at 0.00001, {second} at 0.00002 and {third} of 36" in text
+    first, second, third = (sum(found["grpo", rate]) for rate in (1e-5, 2e-5, 5e-5))
+    assert f"GRPO in {first}, {second} and {third}." in text
+    told = sum((p[min(10, len(p) - 1)] > p[0]) == (p[-1] > 0.5) for p in runs.values())
+    assert f"in {told} of {len(runs)} runs the target is found exactly if" in text
+    assert sum(len(p) == 251 for p in runs.values()) == 10  # "Ten went through all 250 updates"
+    assert sum(max(p) > 0.9 and p[-1] < 0.5 for p in runs.values()) == 2  # "Two runs … lost the target again"
+    one = [run for run, p in runs.items() if run[:2] == (1e-5, 1) and p[-1] > 0.5]
+    assert [sum(run[3] == objective for run in one) for objective in ("grpo", "lambda_grpo")] == [30, 23]
+
+
+def test_prose_on_pass_at_k_agrees_with_the_data(make):
+    """GRPO's line between 250 and 400 updates, at λ-GRPO's pass@1; and the settings of the trap in language."""
+    rows = make.result("passk_tiny")["rows"]
+
+    def mean(objective, updates, name):
+        own = [row[name] for row in rows if (row["objective"], row["updates"]) == (objective, updates)]
+        assert len(own) == 10
+        return sum(own) / len(own)
+
+    (x0, y0), (x1, y1) = ((mean("grpo", n, "pass@1"), mean("grpo", n, "pass@64")) for n in (250, 400))
+    x, y = mean("lambda_grpo", 400, "pass@1"), mean("lambda_grpo", 400, "pass@64")
+    assert (round(x, 3), round(y, 3), round(y0 + (x - x0) / (x1 - x0) * (y1 - y0), 3)) == (0.854, 0.991, 0.992)
+
+    gaps = [gap for gap in make.result("passk_traps")["differences"] if gap["k"] == 1]
+    assert len(gaps) == 7
+    assert [gap["temperature"] for gap in gaps if gap["ci_high"] >= 0] == [0.7]  # the undecided one
+    mild = {gap["group_size"]: gap["mean"] for gap in gaps if gap["task"].endswith("mild") and gap["temperature"] == 1}
+    assert {G: round(mean, 2) for G, mean in mild.items()} == {4: -0.02, 8: -0.06, 16: -0.15}
+
+
 def test_prose_of_the_results_agrees_with_the_data(make):
     """The numbers that the prose of docs/results.md and README.md draws from the tables."""
     table1 = make.result("table1")
@@ -57,6 +101,9 @@ def test_prose_of_the_results_agrees_with_the_data(make):
     assert all(row["ci_low"] > 0 for (n, _), row in gap.items() if n == 1)
     assert gap[2, 1.0]["ci_low"] < 0 < gap[2, 1.0]["ci_high"]
     assert gap[2, 0.5]["ci_high"] < 0  # GRPO leads
+    assert round(gap[2, 0.5]["mean"], 2) == -0.16
+    assert sum(row["ci_low"] > 0 for (n, _), row in gap.items() if n == 2) == 6
+    assert [round(f(row["mean"] for (n, _), row in gap.items() if n == 1), 2) for f in (min, max)] == [0.19, 0.59]
     matched = {(r["n"], r["lr"]): r["ci_low"] > 0 for r in sweep if r.get("difference") == "grpo_matched − grpo"}
     assert {key for key, helps in matched.items() if helps} == {(1, 50.0), (1, 100.0), (2, 20.0), (2, 50.0), (2, 100.0)}
     adam = {(r["n"], r["lr"]): r["mean"] for r in pooled if r["control"] == "tabular, adam" and "difference" in r}

@@ -1,5 +1,6 @@
 """What GRPO and λ-GRPO do on average: enumeration, closed form, and an oracle that shares no code with either."""
 
+import dataclasses
 import itertools
 import math
 
@@ -156,6 +157,18 @@ def test_the_command(tmp_path, capsys):
     assert "λ-GRPO by the probability of a visit" in capsys.readouterr().out
     assert main(["expectation", "--seed", "-1"]) == 2
     assert "seed must be at least 0, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rewards", [(1, 0, 0), (1, 0, 1)])
+def test_maxrl_of_right_and_wrong(rewards):
+    """A weight of V, the prompt's: G·p·(1 − (1 − V)^(G−1))/V on Q − V."""
+    tree, G = dataclasses.replace(draw_tree(3, 1, seed=2), rewards=torch.tensor(rewards, dtype=torch.float64)), 4
+    p = tree.logits[0].softmax(dim=0)
+    V = p @ tree.rewards
+    push = G * p * (1 - (1 - V) ** (G - 1)) / V * (tree.rewards - V)
+    gradient = expected_update(tree, "maxrl", G)[1][0]
+    torch.testing.assert_close(gradient, -(push - p * push.sum()), rtol=1e-12, atol=1e-13)
+    assert gradient.abs().max() > 0.01
 
 
 def test_tempo_doubles_the_first_decision():

@@ -194,11 +194,10 @@ def test_block_mask():
     packed = pack_samples(samples_of("random"))
     P, N = packed.ids.shape
     q, k, v = torch.randn(3, P, 4, N, 16)
-    model = model_of("llama", "flex_attention", torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        actual = flex_attention(q, k, v, block_mask=forward._mask_of(model, packed.end))
-    dense = forward._mask_of(model_of("llama"), packed.end)
+        actual = flex_attention(q, k, v, block_mask=forward.ancestor_mask_for("flex_attention", packed.end, q.dtype))
+    dense = forward.ancestor_mask_for("sdpa", packed.end, torch.float32)
     expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
     assert (actual - expected).abs().max() < 1e-5
     blind = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)

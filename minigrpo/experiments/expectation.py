@@ -131,11 +131,11 @@ def expected_update(
     group_size: int,
     *,
     scale: str = "none",
-    power: float = 1.0,
     token_mean: bool = False,
     baseline: float | None = None,
     epsilon: float | None = None,
     old_logits: Tensor | None = None,
+    **options: Any,
 ) -> tuple[float, Tensor]:
     """The objective's expected loss and gradient, over all groups that the policy may sample.
 
@@ -144,11 +144,11 @@ def expected_update(
         objective: of OBJECTIVES.
         group_size: G.
         scale: of the advantages, "none" for rᵢ − mean r.
-        power: of lambda_grpo.
         token_mean: divide by each group's own number of tokens, instead of by 1.
         baseline: b in the place of the group's mean.
         epsilon: clip range; None for no clip.
         old_logits: of the policy that samples, (decisions, A); None for the tree's own.
+        options: of the objective, as power of lambda_grpo.
 
     Returns:
         The loss, and its gradient in the logits, (decisions, A).
@@ -165,8 +165,7 @@ def expected_update(
     ids = tree.completion_ids[groups]  # (N, G, T)
     mask = tree.mask[groups]
     rewards = tree.rewards[groups]  # (N, G)
-    own = {"power": power} if objective == "lambda_grpo" else {}
-    advantages, step_weights = OBJECTIVES[objective](rewards, ids, mask, scale=scale, **own)
+    advantages, step_weights = OBJECTIVES[objective](rewards, ids, mask, scale=scale, **options)
     if baseline is not None:
         advantages = (rewards - baseline).unsqueeze(-1) * mask
     step_weights = step_weights * chance.view(-1, 1, 1)
@@ -199,7 +198,7 @@ def _groups(leaves: int, group_size: int) -> Tensor:
 
 
 def closed_form(
-    tree: SmallTree, objective: str, group_size: int, power: float = 1.0
+    tree: SmallTree, objective: str, group_size: int, power: float | None = None
 ) -> tuple[float, Tensor]:
     """What `expected_update` gives, by the formula: the sum over prefixes, and its gradient by way of ln π(v).
 
@@ -209,7 +208,7 @@ def closed_form(
         tree: the prompt.
         objective: of WEIGHTS.
         group_size: G.
-        power: of lambda_grpo.
+        power: of |λ|, for `visits_weight` in the place of WEIGHTS.
 
     Raises:
         ValueError: for an objective without a closed form.
@@ -227,8 +226,9 @@ def closed_form(
     V = chance @ tree.rewards
     # Each prefix stands once for every completion through it: divide by how many those are.
     copies = passing.sum(dim=1).clamp(min=1)
-    weight = WEIGHTS[objective](p, group_size)
-    if objective == "lambda_grpo" and power != 1:
+    if power is None:
+        weight = WEIGHTS[objective](p, group_size)
+    else:
         weight = visits_weight(p, group_size, power)
     push = weight * (Q - V)
     if objective in BRANCH_WEIGHTS:
@@ -392,14 +392,12 @@ def _broken_cases(seed: int) -> Iterator[Case]:
         )
 
 
-def _case(
-    name: str, tree: SmallTree, objective: str, G: int, *, power: float = 1.0, **options: Any
-) -> Case:
+def _case(name: str, tree: SmallTree, objective: str, G: int, **options: Any) -> Case:
     """An objective against its closed form."""
     return Case(
         name,
         objective,
-        lambda: expected_update(tree, objective, G, power=power, **options),
-        lambda: closed_form(tree, objective, G, power),
+        lambda: expected_update(tree, objective, G, **options),
+        lambda: closed_form(tree, objective, G, options.get("power")),
         "scale" in options or "token_mean" in options,
     )

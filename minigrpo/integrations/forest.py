@@ -12,8 +12,6 @@ parents that predict, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +26,9 @@ from minigrpo.packing import ancestor_blocks, inner_tokens, pack_rows
 class Forest:
     """What a model is run on, and where the scored tokens are found in it.
 
-    ids, depth, end int (1, M): of the inner tokens, as PackedGroups. scored bool (B, T). node int (scored,): of each
-    scored token, its number among the U·… distinct ones. parent int (nodes,): the predicting token of each distinct
-    one, among U. token int (nodes,): which it is. kept int (U,): the places of the predicting tokens in M.
+    ids, depth, end int (1, M): of the inner tokens, as PackedGroups. kept int (U,): the places of those that predict.
+    parent and token int (nodes,): of each distinct scored token, the one of the U that predicts it, and its id.
+    scored bool (B, T), and node int (scored,): which of the distinct ones each scored token is.
     """
 
     ids: Tensor
@@ -75,7 +73,7 @@ def forest_logps(
 
     Args:
         model: a causal one of transformers, in whatever wraps it; gradient flows into it.
-        config: the model's, by which it chooses its attention.
+        config: the model's, by which it chooses its attention; with TREE the mask goes in block by block.
         forest: of the rows.
         temperature: τ of the policy.
         entropies: whether these are asked for; they have no gradient.
@@ -83,17 +81,16 @@ def forest_logps(
     Returns:
         Two float (B, T), in nats, 0 where nothing is scored; the second None where it was not asked for.
     """
-    with in_blocks(config):
-        kind = config._attn_implementation
-        blocks = {"blocks": ancestor_blocks(forest.end)} if kind == TREE else {}
-        output = model(
-            input_ids=forest.ids,
-            attention_mask=ancestor_mask_for(kind, forest.end, output_dtype(model)),
-            position_ids=forest.depth,
-            use_cache=False,
-            logits_to_keep=forest.kept,
-            **blocks,
-        )
+    kind = config._attn_implementation
+    blocks = {"blocks": ancestor_blocks(forest.end)} if kind == TREE else {}
+    output = model(
+        input_ids=forest.ids,
+        attention_mask=ancestor_mask_for(kind, forest.end, next(model.parameters()).dtype),
+        position_ids=forest.depth,
+        use_cache=False,
+        logits_to_keep=forest.kept,
+        **blocks,
+    )
     logits = output.logits[0]  # (U, V)
     # bfloat16 is too coarse for a softmax
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -110,23 +107,6 @@ def _rows(values: Tensor, forest: Forest) -> Tensor:
     """Give every scored token the value of its node: (nodes,) → (B, T), 0 elsewhere."""
     rows = torch.zeros(forest.scored.shape, dtype=values.dtype, device=values.device)
     return rows.masked_scatter(forest.scored, values[forest.node])
-
-
-def output_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's weights."""
-    return next(model.parameters()).dtype
-
-
-@contextmanager
-def in_blocks(config: PretrainedConfig) -> Generator[None]:
-    """Let a model with sdpa attention take the mask block by block, and give it its own attention back."""
-    own = config._attn_implementation
-    if own == "sdpa":
-        config._attn_implementation = TREE
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
 
 
 def forest_cost(forest: Forest, costs: ForwardCosts) -> float:

@@ -19,10 +19,11 @@ from transformers import PretrainedConfig
 from trl import GRPOTrainer
 
 from minigrpo.integrations.forest import Forest, forest_cost, forest_logps, make_forest, rows_cost
-from minigrpo.llm.agreement import MAX_GAP, probe, unfit_kind
+from minigrpo.llm.agreement import MAX_GAP, UNREADABLE, probe, unfit_kind
 from minigrpo.llm.forward import check_positions, forward_costs
 from minigrpo.llm.models import reason_of
 from minigrpo.llm.sampling import rows_of, window_of
+from minigrpo.llm.update import set_attention
 
 PACK = (True, False, "auto")
 ROW = "row"  # the key of TRL's batch under which a row's place in its generation travels
@@ -131,8 +132,7 @@ class Packing:
             ours, _ = forest_logps(model, config, forest, temperature=temperature)
         except torch.OutOfMemoryError:
             raise
-        # what a model says of a mask that it can't read
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        except UNREADABLE as error:
             return f"the model takes no mask of ancestors ({reason_of(error)})"
         theirs = plain(ids, mask.long(), T)[0]
         gap = (ours - theirs)[samples.completion_mask.flatten(0, 1)].abs().max().item()
@@ -199,6 +199,10 @@ class PackedGRPOTrainer(GRPOTrainer):
         check_packing(pack, given.get("args"))
         super().__init__(*arguments, **keywords)
         self._packing = Packing(self.model, pack)
+        if pack:  # the mask block by block, where that is of use
+            set_attention(self._packing.model, "default")
+            if self.ref_model is not None:
+                set_attention(self.accelerator.unwrap_model(self.ref_model), "default")
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, and where rows are to be packed each row's place in it."""

@@ -20,6 +20,8 @@ from minigrpo.llm.settings import Settings
 # nats, on random tokens, where a wrong mask is off by more than 1
 MAX_GAP = {"float32": 1e-3, "bfloat16": 0.5}
 LAYERS = {"full_attention", "sliding_attention", "global"}  # kinds of layers that take any mask
+# what a model says of a mask that it can't read
+UNREADABLE = (ValueError, TypeError, IndexError, RuntimeError)
 # implementations that take a mask of ancestors
 ATTENTIONS = {"sdpa", TREE, "eager", "flex_attention"}
 
@@ -79,8 +81,7 @@ def _fitting(
         gap = disagreement(model, samples, names)
     except torch.OutOfMemoryError:
         raise
-    # These are what a model says of a mask that it can't read.
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+    except UNREADABLE as error:
         return ("padded",), f"the model takes no mask of ancestors ({reason_of(error)})"
     limit = MAX_GAP[settings.dtype]
     if not gap <= limit:  # not even where it is NaN

@@ -156,7 +156,7 @@ def packed_logps(
     blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
     output = model.base_model(
         input_ids=ids,
-        attention_mask=_mask_of(model, end),
+        attention_mask=ancestor_mask_for(model.config._attn_implementation, end, model.dtype),
         position_ids=depth,
         use_cache=False,
         **blocks,
@@ -252,11 +252,6 @@ def _logps_of_rows(
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention over a tree
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _mask_of(model: PreTrainedModel, end: Tensor) -> Tensor | BlockMask:
-    """The mask of ancestors as the model's attention takes it, (P, 1, M, M)."""
-    return ancestor_mask_for(model.config._attn_implementation, end, model.dtype)
 
 
 def ancestor_mask_for(kind: str, end: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:

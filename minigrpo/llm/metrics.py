@@ -1,4 +1,5 @@
-"""The columns of metrics.jsonl, and what they warn of. docs/metrics.md says what each means; a new column goes here."""
+"""The columns of metrics.jsonl, and what they warn of. docs/metrics.md says what each means. A column of an update is
+made in `update`, one of an evaluation in `training.held_out`, all others here."""
 
 from __future__ import annotations
 
