@@ -48,8 +48,9 @@ if found.release >= Version(BEYOND).release:
 
 from datasets import Dataset, IterableDataset  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
+from trl import GRPOTrainer  # noqa: E402
 
-from minigrpo.integrations.packed import GRPOTrainer, PackedGRPOTrainer  # noqa: E402
+from minigrpo.integrations.packed import PackedGRPOTrainer  # noqa: E402
 
 WEIGHTS = "tool_mask"  # the key of TRL's batch under which the weights travel
 
@@ -220,11 +221,11 @@ class ProcessGRPOTrainer(PackedGRPOTrainer):
             return batch
         G = self.num_generations if self.model.training else self.num_generations_eval
         ids, mask = ids.unflatten(0, (-1, G)), mask.unflatten(0, (-1, G)).bool()  # (P, G, T)
-        if self.objective in FROM_REWARDS:
-            objective = OBJECTIVES[self.objective](self._rewards.view(-1, G), ids, mask)
-        else:
-            a = gather(batch["advantages"]).view(-1, G)
-            objective = FROM_ADVANTAGES[self.objective](a, ids, mask)
+        objective = (
+            OBJECTIVES[self.objective](self._rewards.view(-1, G), ids, mask)
+            if self.objective in FROM_REWARDS
+            else FROM_ADVANTAGES[self.objective](gather(batch["advantages"]).view(-1, G), ids, mask)
+        )
         B, T = batch["completion_ids"].shape
         mine = (
             value.flatten(0, 1).split(B)[self.accelerator.process_index][:, :T]
