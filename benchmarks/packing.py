@@ -91,8 +91,10 @@ def updates_of(model: torch.nn.Module, samples: Samples, rewards: torch.Tensor) 
     return {way: functools.partial(update, way) for way in FORWARDS}
 
 
-def trl_of(model: torch.nn.Module, tokenizer: object, samples: Samples, rewards: torch.Tensor) -> Callable[[], None]:
-    """TRL's loss (dapo, β = 0) and its backward pass on the same batch."""
+def trl_of(
+    model: torch.nn.Module, tokenizer: object, samples: Samples, rewards: torch.Tensor, kind: type | None = None, **more
+) -> Callable[[], None]:
+    """TRL's loss (dapo, β = 0) and its backward pass on the same batch; `kind` is its trainer or one made of it."""
     import tempfile
 
     from datasets import Dataset
@@ -111,12 +113,13 @@ def trl_of(model: torch.nn.Module, tokenizer: object, samples: Samples, rewards:
         **{checkpointing_name(GRPOConfig): False},
         report_to="none",
     )
-    trainer = GRPOTrainer(
+    trainer = (kind or GRPOTrainer)(
         model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": ["1"] * rows}),
         processing_class=tokenizer,
+        **more,
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # set by `train`, which is not called

@@ -4,8 +4,10 @@ import ast
 import inspect
 import json
 import os
+import random
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -21,17 +23,19 @@ from datasets import Dataset, DatasetDict
 from groups import assert_close
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, Trainer
+from transformers import AutoTokenizer, Trainer, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import OFF, PROMPTS, reward, tiny, trainer, weights
 
 import minigrpo
+from minigrpo.integrations import contract
 from minigrpo.integrations import trl as adapter
 from minigrpo.integrations.trl import ProcessGRPOTrainer
 from minigrpo.llm.models import TINY
 from minigrpo.objectives import OBJECTIVES, PAPER_OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
+TRL = Version(metadata.version("trl"))
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
 
@@ -270,7 +274,9 @@ def test_truncated_completions_can_be_masked(tmp_path):
     assert moved(made).abs().max() == 0
 
 
-@pytest.mark.skipif(adapter.found < Version("1.15"), reason="an older TRL ends at the tokenizer's end alone")
+@pytest.mark.skipif(
+    Version(metadata.version("trl")) < Version("1.15"), reason="an older TRL ends at the tokenizer's end alone"
+)
 def test_completions_end_at_each_end_of_the_model(tmp_path):
     """A model whose turns end otherwise than its tokenizer's texts: what is sampled ends there, and is whole."""
     model, ends = tiny(), AutoTokenizer.from_pretrained(TINY).eos_token_id
@@ -364,6 +370,44 @@ def test_checkpoints_move_to_where_a_generation_ends(tmp_path, settings, save_st
     assert checkpoints(tmp_path) == expected
 
 
+@pytest.mark.parametrize(("asked", "saved"), [(1, 2), (2, 2), (3, 4)])
+def test_a_checkpoint_at_sigterm_waits_for_its_generation(tmp_path, asked, saved):
+    """Of two updates a generation; and the run that goes on from it ends as an unbroken one."""
+    settings = {"num_iterations": 2, "learning_rate": 0.001, "max_steps": 6}
+    whole = run("lambda_grpo", tmp_path / "whole", **settings)
+
+    class Sigterm(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == asked - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                made._boundary.at_sigterm.jit_manager._enable_checkpoint()  # at once, not after its seconds of grace
+
+    before = signal.getsignal(signal.SIGTERM)
+    made = trainer(ProcessGRPOTrainer, tmp_path / "broken", enable_jit_checkpoint=True, **settings)
+    made.add_callback(Sigterm())
+    made.train()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert made.state.global_step == saved
+    assert [path.name for path in (tmp_path / "broken").glob("checkpoint-*")] == [f"checkpoint-{saved}"]
+    again = trainer(ProcessGRPOTrainer, tmp_path / "broken", **settings)
+    again.train(resume_from_checkpoint=True)
+    assert_close(moved(again), moved(whole))
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 45), (2, 43), (4, 42)])
+def test_vllm_samples_by_the_seed_that_was_asked_for(tmp_path, monkeypatch, ranks, expected):
+    """Colocated vLLM seeds the whole process with 0 as it starts; those that share a model draw alike."""
+    made = trainer(ProcessGRPOTrainer, tmp_path, seed=42)
+    made.args.use_vllm, made.args.vllm_tensor_parallel_size = True, ranks
+    monkeypatch.setattr(type(made.accelerator), "process_index", property(lambda self: 3))
+    torch.manual_seed(0)
+    adapter.seed_vllm(made.args, made.accelerator)
+    drawn = torch.rand(4), random.random()
+    set_seed(expected)
+    assert torch.equal(drawn[0], torch.rand(4))
+    assert drawn[1] == random.random()
+
+
 def test_resuming_inside_a_generation_is_refused(tmp_path):
     run("grpo", tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     made = trainer(ProcessGRPOTrainer, tmp_path, num_iterations=2)
@@ -428,25 +472,12 @@ def test_evaluations_stay_where_no_best_is_looked_for(tmp_path):
 # What TRL must have
 
 
-LEANED_ON = {
-    "__init__": ["args", "train_dataset", "model"],
-    "_generate_and_score_completions": ["inputs"],
-    "_compute_loss": ["model", "inputs"],
-    "_get_per_token_logps_and_entropies": [],
-    "_get_train_sampler": ["dataset"],
-}
 ATTRIBUTES = ["_metrics", "num_generations", "num_generations_eval", "accelerator", "processing_class"]
 KEYS = ["completion_ids", "completion_mask", "advantages"]
 
 
 def test_trl_still_has_what_we_lean_on(tmp_path):
-    for name, parameters in LEANED_ON.items():
-        method = getattr(GRPOTrainer, name, None)
-        assert method is not None, (
-            f"TRL's GRPOTrainer has no {name} any more: minigrpo/integrations/trl.py overrides it"
-        )
-        missing = set(parameters) - set(inspect.signature(method).parameters)
-        assert not missing, f"GRPOTrainer.{name} takes no {missing} any more: minigrpo/integrations/trl.py relies on it"
+    assert contract.missing_names(GRPOTrainer, GRPOConfig) == []
     made = trainer(GRPOTrainer, tmp_path)
     for name in ATTRIBUTES:
         assert name in vars(made), f"GRPOTrainer has no {name} any more: minigrpo/integrations/trl.py reads it"
@@ -454,20 +485,28 @@ def test_trl_still_has_what_we_lean_on(tmp_path):
     batch = made._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS[:2] for _ in range(4)])
     for name in KEYS:
         assert name in batch, f"TRL's scored batch has no {name!r} any more: minigrpo/integrations/trl.py reads it"
-    assert adapter.WEIGHTS not in batch, f"TRL's scored batch has {adapter.WEIGHTS!r} without tools"
-    source = inspect.getsource(GRPOTrainer._compute_loss)
-    factor = f'completion_mask * inputs["{adapter.WEIGHTS}"]'
-    assert factor in source, f"GRPOTrainer._compute_loss has no {factor} any more: our weights would be lost"
-    options = set(inspect.signature(GRPOConfig).parameters)
-    read = {"beta", "use_vllm", "vllm_importance_sampling_mode", "vllm_importance_sampling_correction"}
-    read |= {
-        "metric_for_best_model",
-        "use_bias_correction_kl",
-        "steps_per_generation",
-        "num_iterations",
-        "gradient_accumulation_steps",
-    }
-    assert not read - options, f"GRPOConfig has no {read - options} any more: minigrpo/integrations/trl.py reads it"
+    assert contract.WEIGHTS not in batch, f"TRL's scored batch has {contract.WEIGHTS!r} without tools"
+
+
+def test_what_is_gone_from_trl_is_named():
+    class Trainer(GRPOTrainer):
+        """One method is gone, one has lost a parameter, and one keeps its micro-batches elsewhere."""
+
+    found = {name: vars(GRPOTrainer)[name] for name in contract.METHODS if name != "_calculate_rewards"}
+    found["_compute_loss"] = lambda self, model: None
+    for name, method in found.items():
+        setattr(Trainer, name, method)
+
+    def config(**settings):
+        """A configuration that knows no setting by name."""
+
+    gone = contract.missing_names(Trainer, GRPOConfig)
+    assert gone[:2] == ["GRPOTrainer._calculate_rewards", "inputs of GRPOTrainer._compute_loss"]
+    assert gone[2].endswith("in GRPOTrainer._compute_loss")
+    assert len(gone) == 3
+    assert set(contract.missing_names(GRPOTrainer, config)) == {f"GRPOConfig.{name}" for name in contract.SETTINGS}
+    with pytest.raises(ImportError, match="has no GRPOTrainer._calculate_rewards, inputs of .* which"):
+        contract.check_names(Trainer, GRPOConfig)
 
 
 # Refusals: one sentence, before a model is loaded
@@ -579,7 +618,7 @@ def test_a_group_that_the_batch_cannot_hold_is_refused_by_trl():
     [
         (None, "trl is not installed"),
         ("0.28.0", "trl 0.28.0 is not supported"),
-        (f"{adapter.BEYOND}.0.dev0", None),
+        (f"{contract.BEYOND}.0.dev0", None),
         ("99.0", None),
     ],
 )
@@ -594,22 +633,24 @@ def test_missing_and_older_versions_are_refused_and_newer_ones_pointed_out(monke
 
     monkeypatch.setattr(metadata, "version", version_of)
     if sentence is None:
-        with pytest.warns(UserWarning, match=f"^trl {version} is newer than what was tested, below {adapter.BEYOND}: "):
+        with pytest.warns(
+            UserWarning, match=f"^trl {version} is newer than what was tested, below {contract.BEYOND}: "
+        ):
             assert "ProcessGRPOTrainer" in runpy.run_path(adapter.__file__)
     else:
         with pytest.raises(ImportError) as caught:
             runpy.run_path(adapter.__file__)
-        assert str(caught.value) == f'{sentence}: pip install "trl>={adapter.OLDEST},<{adapter.BEYOND}"'
+        assert str(caught.value) == f'{sentence}: pip install "trl>={contract.OLDEST},<{contract.BEYOND}"'
 
 
 def test_one_range_of_versions():
     """The adapter's, the extra's lower bound in pyproject.toml, and both ends in the Makefile and on the page."""
     extra = re.search(r'^trl = \["trl>=(.*)"\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert extra[1] == adapter.OLDEST
-    newest = f"{adapter.BEYOND.split('.')[0]}.{int(adapter.BEYOND.split('.')[1]) - 1}"
+    assert extra[1] == contract.OLDEST
+    newest = f"{contract.BEYOND.split('.')[0]}.{int(contract.BEYOND.split('.')[1]) - 1}"
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert f'oldest) trl="trl=={adapter.OLDEST}";; newest) trl="trl=={newest}.*"' in makefile
-    assert f"tested: TRL {adapter.OLDEST} to {newest}" in (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
+    assert f'oldest) trl="trl=={contract.OLDEST}";; newest) trl="trl=={newest}.*"' in makefile
+    assert f"tested: TRL {contract.OLDEST} to {newest}" in (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
 
 
 def test_the_adapter_is_short():

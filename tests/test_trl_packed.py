@@ -18,10 +18,11 @@ from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
 )
+from trl.trainer import grpo_trainer
 from trl_runs import tiny, trainer
 
-from minigrpo.integrations.forest import forest_cost, forest_logps, make_forest, rows_cost
-from minigrpo.integrations.packed import ROW, whole_groups
+from minigrpo.integrations.forest import IGNORED, forest_cost, forest_logps, make_forest, rows_cost
+from minigrpo.integrations.packed import HAS_FUSED_HEAD, ROW, whole_groups
 from minigrpo.integrations.trl import ProcessGRPOTrainer
 from minigrpo.llm.forward import TREE, ForwardCosts
 from minigrpo.llm.models import TINY, checkpointing_name
@@ -122,15 +123,17 @@ def prefixes(ids, mask):
     return found
 
 
-def test_the_forest_has_each_prefix_once_and_no_leaf():
+def test_the_forest_predicts_each_prefix_once():
     ids, mask = rows()
     forest = make_forest(ids, mask, 6)
-    found = prefixes(ids, mask)
-    inner = {prefix[:-1] for prefix in found if len(prefix) > 1}
-    assert forest.ids.shape == (1, len(inner))
-    assert sorted(forest.depth[0].tolist()) == sorted(len(prefix) - 1 for prefix in inner)
-    assert int(forest.scored.sum()) == int(mask[:, -6:].sum())
-    assert len(forest.token) < int(forest.scored.sum())  # some are shared
+    found = [prefix for prefix in prefixes(ids, mask) if len(prefix) > 1]  # what its last token's predecessor predicts
+    assert forest.ids.shape == (1, len(found))
+    assert sorted(forest.depth[0].tolist()) == sorted(len(prefix) - 2 for prefix in found)
+    assert sorted(forest.ids[0].tolist()) == sorted(prefix[-2] for prefix in found)
+    prompts = {tuple(row[own.bool()].tolist()) for row, own in zip(ids[:, :5], mask[:, :5], strict=True)}
+    scored = [prefix for prefix in found if any(len(prefix) > len(p) and prefix[: len(p)] == p for p in prompts)]
+    assert sorted(forest.label[forest.label != IGNORED].tolist()) == sorted(prefix[-1] for prefix in scored)
+    assert int(forest.scored.sum()) == int(mask[:, -6:].sum()) > len(scored)  # some are shared
 
 
 def test_log_probs_entropies_and_gradients_of_rows(tmp_path):
@@ -152,6 +155,25 @@ def test_log_probs_entropies_and_gradients_of_rows(tmp_path):
         assert_close(a, b)
 
 
+@pytest.mark.skipif(not HAS_FUSED_HEAD, reason="this version of TRL takes log-probs from all logits")
+def test_the_fused_head_gives_what_the_logits_do():
+    ids, mask = rows()
+    forest = make_forest(ids, mask, 6)
+    plain, fused = tiny().float(), tiny().float()
+    grpo_trainer.add_fused_lm_head(fused, temperature=0.7, outputs=("log_probs", "entropy"))
+    answers = [
+        forest_logps(model, model.config, forest, temperature=0.7, entropies=True, fused=model is fused)
+        for model in (plain, fused)
+    ]
+    for ours, theirs in zip(*answers, strict=True):
+        assert_close(theirs, ours, 1e-5)
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(logps.sum(), list(model.parameters()))])
+        for model, (logps, _) in zip((plain, fused), answers, strict=True)
+    ]
+    assert_close(gradients[1], gradients[0], 1e-5)
+
+
 def test_long_forests_and_checkpointed_layers():
     """The mask goes in by blocks of 128 tokens and more, in the backward pass too, where layers are computed again."""
     ids = torch.randint(3, 10, (40, 24), generator=torch.Generator().manual_seed(0))
@@ -171,7 +193,7 @@ def test_long_forests_and_checkpointed_layers():
 
 
 def test_tokens_through_the_model(tmp_path):
-    """What the model is run on in training: the distinct prefixes of TRL's micro-batch, not its rows."""
+    """What the model is run on in training: a token for each distinct prediction in TRL's micro-batch, not its rows."""
     seen, batches = [], []
     made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": True}, deterministic=True, max_steps=2)
     made.model.model.register_forward_pre_hook(
@@ -192,9 +214,9 @@ def test_tokens_through_the_model(tmp_path):
     for batch in batches[1:]:  # the first asks the probe too
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        inner = {prefix[:-1] for prefix in prefixes(ids, mask) if len(prefix) > 1}
-        assert batch["seen"] == [len(inner)]
-        assert len(inner) < ids.numel() / 2
+        predicted = [prefix for prefix in prefixes(ids, mask) if len(prefix) > 1]
+        assert batch["seen"] == [len(predicted)]
+        assert len(predicted) < ids.numel() / 2
 
 
 def test_auto_takes_the_cheaper_way(tmp_path, monkeypatch):

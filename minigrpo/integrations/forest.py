@@ -6,43 +6,50 @@ of its own ancestors, and at its own position:
 
     ln π(y_{i,t} | x_i, y_{i,<t})  is read at the parent of y_{i,t}
 
-Shapes: B rows, S tokens of a row, T of them at its end to be scored, N tokens of the forest, M of them inner ones, U
-parents that predict, V vocabulary.
+Shapes: B rows, S tokens of a row, T of them at its end to be scored, N tokens of the forest, M of them that predict
+another, U of these whose prediction is scored, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from minigrpo.llm.forward import TREE, ForwardCosts, ancestor_mask_for
+from minigrpo.losses import token_logps
 from minigrpo.packing import ancestor_blocks, inner_tokens, pack_rows
+
+IGNORED = -100  # the label of what is not scored, in all of transformers
 
 
 @dataclass(frozen=True)
 class Forest:
     """What a model is run on, and where the scored tokens are found in it.
 
-    ids, depth, end int (1, M): of the inner tokens, as PackedGroups. kept int (U,): the places of those that predict.
-    parent and token int (nodes,): of each distinct scored token, the one of the U that predicts it, and its id.
-    scored bool (B, T), and node int (scored,): which of the distinct ones each scored token is.
+    ids, depth, end int (1, M): as of `inner_tokens`. label int (1, M): the token that comes after each, IGNORED where
+    it is not scored. scored bool (B, T), and place int (scored,): where among the M each scored token is predicted.
     """
 
     ids: Tensor
     depth: Tensor
     end: Tensor
+    label: Tensor
     scored: Tensor
-    node: Tensor
-    parent: Tensor
-    token: Tensor
-    kept: Tensor
+    place: Tensor
 
 
 def make_forest(input_ids: Tensor, attention_mask: Tensor, T: int) -> Forest:
-    """Lay rows out.
+    """Lay rows out so that each token of the forest predicts one other.
+
+    Rows share a token where they agree on the next one too: where they part, the last that they share stands once for
+    each branch, at one position and after the same ancestors.
 
     Args:
         input_ids: int (B, S), a prompt padded on the left and a completion padded on the right.
@@ -50,15 +57,19 @@ def make_forest(input_ids: Tensor, attention_mask: Tensor, T: int) -> Forest:
         T: tokens at the end of a row that are scored.
     """
     mask = attention_mask.bool()
-    packed = pack_rows(input_ids, mask)
-    ids, depth, end, parents = inner_tokens(packed)
+    base = int(input_ids.max()) + 2
+    following = F.pad((input_ids + 1) * mask, (0, 1))[:, 1:]  # (B, S), 0 where a row ends
+    packed = pack_rows(input_ids * base + following, mask)
+    pairs, depth, end, parents = inner_tokens(packed)
+    ids = pairs // base
     scored = mask[:, -T:]
     # where a scored token stands in its row without the padding
     where = mask.cumsum(dim=1)[:, -T:] - 1  # (B, T)
     nodes = packed.place[0].gather(1, where.clamp(min=0))[scored]  # (scored,), of N
-    distinct, node = nodes.unique(return_inverse=True)
-    kept, parent = parents[0, distinct].unique(return_inverse=True)
-    return Forest(ids, depth, end, scored, node, parent, packed.ids[0, distinct], kept)
+    place = parents[0, nodes]
+    label = torch.full_like(ids, IGNORED)
+    label[0, place] = input_ids[:, -T:][scored]
+    return Forest(ids, depth, end, label, scored, place)
 
 
 def forest_logps(
@@ -68,6 +79,7 @@ def forest_logps(
     *,
     temperature: float = 1.0,
     entropies: bool = False,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute ln softmax(z/τ) of each scored token, and the entropy before it, in one pass over the forest.
 
@@ -76,37 +88,57 @@ def forest_logps(
         config: the model's, by which it chooses its attention; with TREE the mask goes in block by block.
         forest: of the rows.
         temperature: τ of the policy.
-        entropies: whether these are asked for; they have no gradient.
+        entropies: whether these are asked for.
+        fused: whether the model has TRL's head, which gives both, at its own τ, without all logits at once.
 
     Returns:
         Two float (B, T), in nats, 0 where nothing is scored; the second None where it was not asked for.
     """
     kind = config._attn_implementation
-    blocks = {"blocks": ancestor_blocks(forest.end)} if kind == TREE else {}
-    output = model(
+    run = partial(
+        model,
         input_ids=forest.ids,
         attention_mask=ancestor_mask_for(kind, forest.end, next(model.parameters()).dtype),
         position_ids=forest.depth,
         use_cache=False,
-        logits_to_keep=forest.kept,
-        **blocks,
+        **({"blocks": ancestor_blocks(forest.end)} if kind == TREE else {}),
     )
-    logits = output.logits[0]  # (U, V)
+    if fused:
+        output = run(shift_labels=forest.label, fused_lm_head=True)
+        found, entropy = output.log_probs[0], output.entropy  # (M,)
+    else:
+        found, entropy = _from_logits(run, forest, temperature, entropies)
+    return _rows(found, forest), _rows(entropy.view(-1), forest) if entropies else None
+
+
+def _from_logits(
+    run: Callable[..., Any], forest: Forest, temperature: float, entropies: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs and entropies (M,) from the model's own logits, 0 where nothing is scored.
+
+    Args:
+        run: the model on the forest.
+        forest: of the rows.
+        temperature: τ of the policy.
+        entropies: whether these are asked for; they have no gradient.
+    """
+    there = forest.label[0] != IGNORED  # (M,)
+    logits = run(logits_to_keep=there.nonzero()[:, 0]).logits[0]  # (U, V)
     # bfloat16 is too coarse for a softmax
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    logps = logits.log_softmax(dim=-1)  # (U, V)
-    found = _rows(logps[forest.parent, forest.token], forest)
+    nothing = torch.zeros(there.shape, dtype=logits.dtype, device=logits.device)
+    found = nothing.masked_scatter(there, token_logps(logits, forest.label[0][there]))
     if not entropies:
         return found, None
     with torch.no_grad():
-        entropy = -(logps.exp() * logps).sum(dim=-1)  # (U,)
-    return found, _rows(entropy[forest.parent], forest)
+        logps = logits.log_softmax(dim=-1)
+        return found, nothing.masked_scatter(there, -(logps.exp() * logps).sum(dim=-1))
 
 
 def _rows(values: Tensor, forest: Forest) -> Tensor:
-    """Give every scored token the value of its node: (nodes,) → (B, T), 0 elsewhere."""
+    """Give every scored token the value of its place: (M,) → (B, T), 0 elsewhere."""
     rows = torch.zeros(forest.scored.shape, dtype=values.dtype, device=values.device)
-    return rows.masked_scatter(forest.scored, values[forest.node])
+    return rows.masked_scatter(forest.scored, values[forest.place])
 
 
 def forest_cost(forest: Forest, costs: ForwardCosts) -> float:
@@ -114,7 +146,7 @@ def forest_cost(forest: Forest, costs: ForwardCosts) -> float:
     masks = [mask for _, mask in ancestor_blocks(forest.end)]
     return costs.of(
         tokens=forest.ids.numel(),
-        scored=len(forest.kept),
+        scored=int((forest.label != IGNORED).sum()),
         pairs=sum(mask.numel() for mask in masks),
         blocks=len(masks),
     )

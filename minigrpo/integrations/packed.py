@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 
 from minigrpo.integrations.forest import Forest, forest_cost, forest_logps, make_forest, rows_cost
 from minigrpo.llm.agreement import MAX_GAP, UNREADABLE, probe, unfit_kind
@@ -32,6 +33,8 @@ HAS_AUX_LOSS = (
     "compute_aux_loss"
     in inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
 )
+# whether its models have a head that gives log-probs and entropies itself
+HAS_FUSED_HEAD = "add_fused_lm_head" in vars(grpo_trainer)
 Answer = tuple[Tensor, Tensor | None]  # log-probs and entropies, (B, T)
 
 
@@ -101,7 +104,14 @@ class Packing:
         if self.wanted == "auto" and not self._pays(forests, attention_mask, T):
             return None
         found = [
-            forest_logps(model, config, forest, temperature=temperature, entropies=entropies)
+            forest_logps(
+                model,
+                config,
+                forest,
+                temperature=temperature,
+                entropies=entropies,
+                fused=HAS_FUSED_HEAD,
+            )
             for forest in forests
         ]
         logps, entropy = zip(*found, strict=True)
@@ -129,7 +139,9 @@ class Packing:
         try:
             check_positions(self.model)
             forest = make_forest(ids, mask.long(), T)
-            ours, _ = forest_logps(model, config, forest, temperature=temperature)
+            ours, _ = forest_logps(
+                model, config, forest, temperature=temperature, fused=HAS_FUSED_HEAD
+            )
         except torch.OutOfMemoryError:
             raise
         except UNREADABLE as error:

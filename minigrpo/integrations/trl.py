@@ -19,40 +19,28 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import defaultdict
-from importlib import metadata
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from packaging.version import Version
 from torch import Tensor
 
 from minigrpo.checks import check_choice
+from minigrpo.integrations.boundary import GenerationBoundary
+from minigrpo.integrations.contract import WEIGHTS, check_names, check_version
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.steps import step_mean, step_sizes
 
-OLDEST, BEYOND = "0.29.0", "1.17"  # of TRL: from the first; tested below the second
-try:
-    found = Version(metadata.version("trl"))
-except metadata.PackageNotFoundError as error:
-    raise ModuleNotFoundError(
-        f'trl is not installed: pip install "trl>={OLDEST},<{BEYOND}"', name="trl"
-    ) from error
-if found < Version(OLDEST):
-    raise ImportError(f'trl {found} is not supported: pip install "trl>={OLDEST},<{BEYOND}"')
-if found.release >= Version(BEYOND).release:
-    warnings.warn(
-        f"trl {found} is newer than what was tested, below {BEYOND}: run tests/test_trl.py",
-        stacklevel=2,
-    )
+check_version()  # before trl is imported
 
 from datasets import Dataset, IterableDataset  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
-from trl import GRPOTrainer  # noqa: E402
+from transformers import set_seed  # noqa: E402
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from minigrpo.integrations.packed import PackedGRPOTrainer  # noqa: E402
 
-WEIGHTS = "tool_mask"  # the key of TRL's batch under which the weights travel
+check_names(GRPOTrainer, GRPOConfig)
 
 # Objectives of minigrpo whose advantages are not those that TRL makes by its `scale_rewards`: they take the rewards.
 FROM_REWARDS = ("dr_grpo", "rloo", "maxrl")
@@ -133,48 +121,17 @@ def check_columns(name: str, dataset: Any) -> None:
         )
 
 
-class GenerationBoundary(TrainerCallback):
-    """Keep checkpoints where a generation ends: what TRL has sampled and not yet used up is in no checkpoint.
+def seed_vllm(args: Any, accelerator: Any) -> None:
+    """Sample by the seed that was asked for: a colocated vLLM has seeded the whole process with a number of its own.
 
-    Evaluations too where the best is looked for: it would else be of weights that no checkpoint has.
+    Processes that share a model in vLLM have to draw alike, others not.
+
+    Args:
+        args: TRL's.
+        accelerator: the trainer's.
     """
-
-    # what waits for its generation's end; TRL's order of the data
-    late, sampler = frozenset(), None
-
-    def on_train_begin(self, args, state, control, train_dataloader, **kwargs):
-        epochs, inside = self.place(args, state, train_dataloader)
-        if inside:
-            raise ValueError(
-                f"resume_from_checkpoint must be a generation's end, update {state.global_step} is not"
-            )
-        for sampler in [self.sampler] * epochs if self.sampler else ():
-            # TRL draws the order of every epoch from one stream, and begins it anew
-            next(iter(sampler))
-
-    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
-        moved = ("should_save", "should_evaluate")[: 2 if args.metric_for_best_model else 1]
-        inside = self.place(args, state, train_dataloader)[1] and not control.should_training_stop
-        wanted = self.late.union(name for name in moved if getattr(control, name))
-        vars(control).update({name: name in wanted and not inside for name in moved})
-        self.late = wanted if inside else frozenset()
-
-    def place(self, args, state, batches) -> tuple[int, int]:
-        """Say where training stands; an epoch's last update may have fewer batches.
-
-        Args:
-            args: TRL's.
-            state: of the trainer.
-            batches: of an epoch.
-
-        Returns: the epochs done, and the batches since a generation began.
-        """
-        accumulated = args.gradient_accumulation_steps  # batches of an update
-        updates = -(-len(batches) // accumulated) if self.sampler else args.max_steps  # of an epoch
-        done = state.global_step % updates * accumulated
-        return state.global_step // updates, done % (
-            args.steps_per_generation * args.num_iterations
-        )
+    if args.use_vllm and args.vllm_mode == "colocate":
+        set_seed(args.seed + accelerator.process_index // args.vllm_tensor_parallel_size)
 
 
 class ProcessGRPOTrainer(PackedGRPOTrainer):
@@ -199,7 +156,10 @@ class ProcessGRPOTrainer(PackedGRPOTrainer):
         # the last forward pass, and whether to take it again
         self._forward, self._again = None, False
         super().__init__(*arguments, pack=pack, **keywords)
+        if self.args.enable_jit_checkpoint:
+            self._boundary.at_sigterm = self.pop_callback(JITCheckpointCallback)
         self.add_callback(self._boundary)
+        seed_vllm(self.args, self.accelerator)
 
     def _get_train_sampler(self, *arguments: Any) -> Any:
         self._boundary.sampler = super()._get_train_sampler(*arguments)
