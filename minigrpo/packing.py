@@ -27,6 +27,8 @@ from minigrpo.checks import check_alike, check_group, check_loss_options, check_
 from minigrpo.losses import clipped_surrogate, kl_k3
 from minigrpo.steps import sort_prefixes
 
+BLOCK = 128  # queries that see the keys of one another's paths
+
 
 @dataclass(frozen=True)
 class PackedGroups:
@@ -174,7 +176,7 @@ def ancestor_mask(end: Tensor) -> Tensor:
     return (k <= q) & (q < end.unsqueeze(1))
 
 
-def ancestor_blocks(end: Tensor, size: int = 128) -> list[tuple[Tensor, Tensor]]:
+def ancestor_blocks(end: Tensor, size: int = BLOCK) -> list[tuple[Tensor, Tensor]]:
     """Cut `ancestor_mask` into runs of about `size` queries, each with the keys that one of them sees at least.
 
     A run sees its paths and nothing of the branches before it, so that the pairs do not grow with the square of N.

@@ -45,6 +45,7 @@ from minigrpo import OBJECTIVES, policy_loss
 from minigrpo.llm import forward, models, settings
 from minigrpo.llm.agreement import disagreement, probe, usable_forwards
 from minigrpo.llm.forward import (
+    FLEX,
     FORWARDS,
     TREE,
     ForwardCosts,
@@ -59,7 +60,7 @@ from minigrpo.llm.forward import (
 from minigrpo.llm.prompts import encode_prompts
 from minigrpo.llm.sampling import Samples, completion_logps, sample_completions, window_of
 from minigrpo.llm.settings import Settings
-from minigrpo.llm.update import micro_batches, select
+from minigrpo.llm.update import micro_batches, select, set_attention
 from minigrpo.packing import ancestor_blocks, ancestor_mask, tree_loss, unpack
 
 V = 23
@@ -194,14 +195,43 @@ def test_block_mask():
     packed = pack_samples(samples_of("random"))
     P, N = packed.ids.shape
     q, k, v = torch.randn(3, P, 4, N, 16)
+    rule = forward.ancestors_seen("flex_attention", packed.end, q.dtype)["attention_mask"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
-        actual = flex_attention(q, k, v, block_mask=forward.ancestor_mask_for("flex_attention", packed.end, q.dtype))
-    dense = forward.ancestor_mask_for("sdpa", packed.end, torch.float32)
+        actual = flex_attention(q, k, v, block_mask=rule)
+    dense = forward.ancestors_seen("sdpa", packed.end, torch.float32)["attention_mask"]
     expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
     assert (actual - expected).abs().max() < 1e-5
     blind = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert (actual - blind).abs().max() > 0.1
+
+
+def test_flex_attention_is_for_long_trees(monkeypatch):
+    """Below FLEX_FROM tokens the blocks of the default, from there on torch's own."""
+    end = pack_samples(samples_of("random")).end
+    M, asked = end.shape[1], []
+    for name in ("flex_attention_forward", "sdpa_attention_forward"):
+        monkeypatch.setattr(
+            forward, name, lambda *given, name=name, **options: (asked.append(name) or given[1].transpose(1, 2), None)
+        )
+    q, k, v = torch.randn(3, end.shape[0], 4, M, 16)
+    for least, used in ((M, "flex_attention_forward"), (M + 1, "sdpa_attention_forward")):
+        monkeypatch.setattr(forward, "FLEX_FROM", least)
+        seen = forward.ancestors_seen(FLEX, end, q.dtype)
+        assert ("blocks" in seen) == (least > M)
+        forward.flex_tree_attention(None, q, k, v, **seen)
+        assert asked == [used] * len(seen.get("blocks", [0]))
+        asked.clear()
+    forward.flex_tree_attention(None, q, k, v, attention_mask=None)
+    assert asked == ["sdpa_attention_forward"]
+
+
+def test_flex_attention_may_be_asked_for():
+    model = model_of("llama")
+    set_attention(model, "flex_attention")
+    assert model.config._attn_implementation == FLEX
+    samples = samples_of("random")
+    assert disagreement(model, samples, ("shared", "packed")) < 1e-9
 
 
 def test_lora():

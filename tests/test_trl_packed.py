@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
+from datasets import Dataset
 from groups import assert_close
 from peft import LoraConfig
 from test_trl import LORA, launch, vector
@@ -19,9 +20,17 @@ from transformers import (
     GPTNeoXForCausalLM,
 )
 from trl.trainer import grpo_trainer
-from trl_runs import tiny, trainer
+from trl_runs import PROMPTS, tiny, trainer
 
-from minigrpo.integrations.forest import IGNORED, forest_cost, forest_logps, make_forest, rows_cost
+from minigrpo.integrations.forest import (
+    IGNORED,
+    forest_cost,
+    forest_logps,
+    forest_tokens,
+    least_cost,
+    make_forest,
+    rows_cost,
+)
 from minigrpo.integrations.packed import HAS_FUSED_HEAD, ROW, whole_groups
 from minigrpo.integrations.trl import ProcessGRPOTrainer
 from minigrpo.llm.forward import TREE, ForwardCosts
@@ -225,6 +234,10 @@ def test_auto_takes_the_cheaper_way(tmp_path, monkeypatch):
     apart = torch.arange(ids.numel()).view_as(ids)  # nothing is shared
     assert forest_cost(make_forest(ids, mask, 6), costs) < rows_cost(mask, 6, costs)
     assert forest_cost(make_forest(apart, mask, 6), costs) > rows_cost(mask, 6, costs)
+    for given in (ids, apart):
+        forest = make_forest(given, mask, 6)
+        assert forest_tokens(given, mask) == forest.ids.numel()
+        assert least_cost(forest.ids.numel(), costs) <= forest_cost(forest, costs)
     asked = []
     monkeypatch.setattr("minigrpo.integrations.packed.forest_logps", lambda *rest, **options: asked.append(1))
     made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": "auto"})
@@ -296,11 +309,60 @@ def test_whole_groups_by_hand():
     assert first["nothing"] is None
 
 
+@pytest.mark.parametrize("wanted", [True, "auto"])
+def test_rows_beyond_a_sliding_window_are_told(tmp_path, wanted):
+    made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": wanted}, deterministic=True, max_steps=2)
+    made._packing.window = 4
+    with pytest.warns(UserWarning, match="some updates are not packed: the model's sliding window of 4 tokens") as told:
+        made.train()
+    assert sum("not packed" in str(warning.message) for warning in told) == 1
+    assert made._packing.unfit == ""
+
+
+def test_images_are_told(tmp_path):
+    """What TRL would give the model beside tokens."""
+    made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": "auto"})
+    made._packing.unfit = ""
+    ids, mask = rows()
+    given = {"others": {"pixel_values": ids}, "batch_size": None, "temperature": 1.0, "entropies": False}
+    with pytest.warns(UserWarning, match="some updates are not packed: the model is given more than tokens"):
+        assert made._packing.answer(made.model, made.model.config, ids, mask, 6, None, **given) is None
+
+
+def test_bfloat16(tmp_path):
+    """Under autocast the two ways differ by what a bfloat16 holds, and far less than another objective does."""
+    low = {"bf16": True, "prompts": EQUAL}
+    runs = {}
+    for objective, told, options in (("lambda_grpo", False, low), ("lambda_grpo", True, low), ("grpo", True, low)):
+        made, runs[objective, told] = run(tmp_path, True, objective, model=tiny().float(), told=told, **options)
+        assert told or made._packing.unfit == ""
+    ours, theirs, other = runs.values()
+    gap = (ours - theirs).norm() / theirs.norm()
+    assert gap < 0.05 < 0.2 < (other - theirs).norm() / theirs.norm()
+
+
+def test_evaluation_is_packed_too(tmp_path):
+    more = {"pack": True, "eval_dataset": Dataset.from_dict({"prompt": PROMPTS})}
+    made = trainer(ProcessGRPOTrainer, tmp_path, more=more, deterministic=True, per_device_eval_batch_size=8)
+    blocks = []
+    made.model.model.register_forward_pre_hook(
+        lambda module, given, keywords: blocks.append("blocks" in keywords), with_kwargs=True
+    )
+    assert "eval_loss" in made.evaluate()
+    assert not made._packing.unfit
+    assert blocks.count(False) == 1  # TRL's own, for the probe
+    assert blocks.count(True) > len(PROMPTS) / 2
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"pack": "always"}, "pack must be True, False or 'auto', got 'always'"),
         ({"pack": True, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, "must be a multiple of"),
+        (
+            {"pack": True, "columns": {"image": ["a.png"] * 8}},
+            "train_dataset must have no column 'image' with pack=True",
+        ),
     ],
 )
 def test_refusals(tmp_path, options, sentence):

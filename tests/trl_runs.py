@@ -38,6 +38,7 @@ def trainer(
     deterministic=False,
     peft_config=None,
     prompts=PROMPTS,
+    columns=None,
     more=None,
     **settings,
 ):
@@ -67,7 +68,7 @@ def trainer(
         model or tiny(),
         reward_funcs,
         args=GRPOConfig(**defaults | settings),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        train_dataset=Dataset.from_dict({"prompt": prompts} | (columns or {})),
         processing_class=tokenizer,
         peft_config=peft_config,
         **(more or {}),

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from minigrpo.llm.forward import TREE, ForwardCosts, ancestor_mask_for
+from minigrpo.llm.forward import ForwardCosts, ancestors_seen
 from minigrpo.losses import token_logps
-from minigrpo.packing import ancestor_blocks, inner_tokens, pack_rows
+from minigrpo.packing import BLOCK, ancestor_blocks, inner_tokens, pack_rows
+from minigrpo.steps import sort_prefixes
 
 IGNORED = -100  # the label of what is not scored, in all of transformers
 
@@ -57,9 +58,8 @@ def make_forest(input_ids: Tensor, attention_mask: Tensor, T: int) -> Forest:
         T: tokens at the end of a row that are scored.
     """
     mask = attention_mask.bool()
-    base = int(input_ids.max()) + 2
-    following = F.pad((input_ids + 1) * mask, (0, 1))[:, 1:]  # (B, S), 0 where a row ends
-    packed = pack_rows(input_ids * base + following, mask)
+    pairs, base = _pairs(input_ids, mask)
+    packed = pack_rows(pairs, mask)
     pairs, depth, end, parents = inner_tokens(packed)
     ids = pairs // base
     scored = mask[:, -T:]
@@ -70,6 +70,31 @@ def make_forest(input_ids: Tensor, attention_mask: Tensor, T: int) -> Forest:
     label = torch.full_like(ids, IGNORED)
     label[0, place] = input_ids[:, -T:][scored]
     return Forest(ids, depth, end, label, scored, place)
+
+
+def _pairs(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, int]:
+    """Each token and the next one as one number, token · base + next + 1, or + 0 where a row ends: int (B, S)."""
+    base = int(input_ids.max()) + 2
+    following = F.pad((input_ids + 1) * mask, (0, 1))[:, 1:]
+    return input_ids * base + following, base
+
+
+def forest_tokens(input_ids: Tensor, attention_mask: Tensor) -> int:
+    """M of the forest of some rows, without laying it out: how many predictions they make, each counted once.
+
+    Args:
+        input_ids: as `make_forest`.
+        attention_mask: as `make_forest`.
+    """
+    mask = attention_mask.bool()
+    pairs, base = _pairs(input_ids, mask)
+    # rows without their padding on the left
+    there = (~mask).long().argsort(dim=1, stable=True)
+    pairs, mask = pairs.gather(1, there).unsqueeze(0), mask.gather(1, there).unsqueeze(0)
+    order, first = sort_prefixes(pairs, mask)  # (B,), (B, S)
+    new = first == torch.arange(len(order), device=order.device).unsqueeze(1)
+    predicts = mask[0] & (pairs[0] % base > 0)
+    return int((new & predicts[order]).sum())
 
 
 def forest_logps(
@@ -94,21 +119,19 @@ def forest_logps(
     Returns:
         Two float (B, T), in nats, 0 where nothing is scored; the second None where it was not asked for.
     """
-    kind = config._attn_implementation
     run = partial(
         model,
         input_ids=forest.ids,
-        attention_mask=ancestor_mask_for(kind, forest.end, next(model.parameters()).dtype),
         position_ids=forest.depth,
         use_cache=False,
-        **({"blocks": ancestor_blocks(forest.end)} if kind == TREE else {}),
+        **ancestors_seen(config._attn_implementation, forest.end, next(model.parameters()).dtype),
     )
     if fused:
         output = run(shift_labels=forest.label, fused_lm_head=True)
-        found, entropy = output.log_probs[0], output.entropy  # (M,)
+        found, entropy = output.log_probs[0], output.entropy if entropies else None  # (M,)
     else:
         found, entropy = _from_logits(run, forest, temperature, entropies)
-    return _rows(found, forest), _rows(entropy.view(-1), forest) if entropies else None
+    return _rows(found, forest), None if entropy is None else _rows(entropy.view(-1), forest)
 
 
 def _from_logits(
@@ -139,6 +162,11 @@ def _rows(values: Tensor, forest: Forest) -> Tensor:
     """Give every scored token the value of its place: (M,) → (B, T), 0 elsewhere."""
     rows = torch.zeros(forest.scored.shape, dtype=values.dtype, device=values.device)
     return rows.masked_scatter(forest.scored, values[forest.place])
+
+
+def least_cost(tokens: int, costs: ForwardCosts) -> float:
+    """Less than any forest of so many tokens costs: what they cost in the linear layers, and by blocks."""
+    return costs.of(tokens=tokens, scored=0, pairs=0, blocks=max(1, tokens // BLOCK))
 
 
 def forest_cost(forest: Forest, costs: ForwardCosts) -> float:

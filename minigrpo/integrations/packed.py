@@ -14,14 +14,24 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from minigrpo.integrations.forest import Forest, forest_cost, forest_logps, make_forest, rows_cost
+from minigrpo.integrations.forest import (
+    Forest,
+    forest_cost,
+    forest_logps,
+    forest_tokens,
+    least_cost,
+    make_forest,
+    rows_cost,
+)
 from minigrpo.llm.agreement import MAX_GAP, UNREADABLE, probe, unfit_kind
-from minigrpo.llm.forward import check_positions, forward_costs
+from minigrpo.llm.calibrate import calibrate
+from minigrpo.llm.forward import ForwardCosts, check_positions, forward_costs
 from minigrpo.llm.models import reason_of
 from minigrpo.llm.sampling import rows_of, window_of
 from minigrpo.llm.update import set_attention
@@ -44,18 +54,22 @@ class Packing:
     `unfit` says in words why rows are not packed: "" where they are, None before it was asked.
     """
 
-    def __init__(self, model: nn.Module, wanted: bool | str) -> None:
-        """Read off the model what its passes cost.
+    def __init__(self, model: nn.Module, wanted: bool | str, accelerator: Accelerator) -> None:
+        """Find out what the model's passes cost.
 
         Args:
             model: as the trainer has it before it is wrapped, with adapters or without.
             wanted: of PACK.
+            accelerator: the trainer's.
         """
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.model, self.wanted = base, wanted
         self.unfit: str | None = None if wanted else "pack is False"
         if wanted:
-            self.costs, self.window = forward_costs(base), window_of(base)
+            set_attention(base, "default")  # the mask block by block, where that is of use
+            self.window, self.told = window_of(base), False
+        if wanted == "auto":
+            self.costs = measured_costs(base, accelerator)
 
     def answer(
         self,
@@ -92,16 +106,14 @@ class Packing:
             self.unfit = self._probed(model, config, plain, temperature)
             if self.unfit:
                 warnings.warn(f"updates are not packed: {self.unfit}", stacklevel=4)
-        if self.unfit or attention_mask.shape[1] > self.window:
+        if self.unfit:
             return None
         if any(value is not None and value is not False for value in others.values()):
-            return None
-        parts = zip(
-            *(rows.split(batch_size or len(rows)) for rows in (input_ids, attention_mask)),
-            strict=True,
-        )
-        forests = [make_forest(*part, T) for part in parts]
-        if self.wanted == "auto" and not self._pays(forests, attention_mask, T):
+            return self._told("the model is given more than tokens")
+        if attention_mask.shape[1] > self.window:
+            return self._told(f"the model's sliding window of {self.window} tokens is too short")
+        forests = self._forests(input_ids, attention_mask, T, batch_size or len(input_ids))
+        if not forests:
             return None
         found = [
             forest_logps(
@@ -117,10 +129,33 @@ class Packing:
         logps, entropy = zip(*found, strict=True)
         return torch.cat(logps), torch.cat(entropy) if entropies else None
 
-    def _pays(self, forests: list[Forest], attention_mask: Tensor, T: int) -> bool:
-        """Whether the forests are cheaper than the rows."""
-        packed = sum(forest_cost(forest, self.costs) for forest in forests)
-        return packed < rows_cost(attention_mask, T, self.costs)
+    def _forests(
+        self, input_ids: Tensor, attention_mask: Tensor, T: int, size: int
+    ) -> list[Forest]:
+        """The forests of the rows, none where "auto" finds TRL's own way cheaper.
+
+        Args:
+            input_ids: as `answer`.
+            attention_mask: as `answer`.
+            T: as `answer`.
+            size: rows at a time.
+        """
+        parts = list(zip(input_ids.split(size), attention_mask.split(size), strict=True))
+        if self.wanted is True:
+            return [make_forest(*part, T) for part in parts]
+        theirs = rows_cost(attention_mask, T, self.costs)
+        # asked first, since laying out takes longer than counting
+        if sum(least_cost(forest_tokens(*part), self.costs) for part in parts) >= theirs:
+            return []
+        forests = [make_forest(*part, T) for part in parts]
+        ours = sum(forest_cost(forest, self.costs) for forest in forests)
+        return forests if ours < theirs else []
+
+    def _told(self, reason: str) -> None:
+        """Say, the first time, why some rows are not packed."""
+        if not self.told:
+            warnings.warn(f"some updates are not packed: {reason}", stacklevel=5)
+        self.told = True
 
     @torch.no_grad()
     def _probed(
@@ -178,18 +213,40 @@ def whole_groups(buffered: list[dict[str, Any]], group_size: int) -> list[dict[s
     return [dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]
 
 
-def check_packing(pack: bool | str, args: Any) -> None:
+def measured_costs(model: nn.Module, accelerator: Accelerator) -> ForwardCosts:
+    """The costs of a model's passes: timed on a card that one process has to itself, else read off the model's sizes.
+
+    Args:
+        model: on its device.
+        accelerator: whose autocast is used.
+    """
+    alone = accelerator.distributed_type == DistributedType.NO
+    if not (alone and model.device.type == "cuda"):
+        return forward_costs(model)
+    with accelerator.autocast():
+        return calibrate(model, ("padded", "packed"))[0]
+
+
+def check_packing(pack: bool | str, args: Any, dataset: Any) -> None:
     """Refuse, before a model is loaded, what can't be packed where it was asked for. Raises ValueError.
 
     Args:
         pack: of PACK.
         args: TRL's, None for its defaults.
+        dataset: to train on.
     """
     if pack not in PACK:
         raise ValueError(f"pack must be True, False or 'auto', got {pack!r}")
-    if pack is not True or args is None:
+    if pack is not True:
         return
-    if args.per_device_train_batch_size % args.num_generations:
+    columns = dataset and dataset.column_names  # a stream may not know
+    for name in ("image", "images"):
+        if columns and name in columns:
+            raise ValueError(
+                f"train_dataset must have no column {name!r} with pack=True, which takes nothing but tokens: leave it "
+                'out, or take pack="auto"'
+            )
+    if args is not None and args.per_device_train_batch_size % args.num_generations:
         raise ValueError(
             f"per_device_train_batch_size must be a multiple of num_generations ({args.num_generations}) with "
             f"pack=True, so that a micro-batch holds whole groups, got {args.per_device_train_batch_size}: change it, "
@@ -208,13 +265,11 @@ class PackedGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *arguments: Any, pack: bool | str = False, **keywords: Any) -> None:
         given = inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments
-        check_packing(pack, given.get("args"))
+        check_packing(pack, given.get("args"), given.get("train_dataset"))
         super().__init__(*arguments, **keywords)
-        self._packing = Packing(self.model, pack)
-        if pack:  # the mask block by block, where that is of use
-            set_attention(self._packing.model, "default")
-            if self.ref_model is not None:
-                set_attention(self.accelerator.unwrap_model(self.ref_model), "default")
+        self._packing = Packing(self.model, pack, self.accelerator)
+        if pack and self.ref_model is not None:
+            set_attention(self.accelerator.unwrap_model(self.ref_model), "default")
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, and where rows are to be packed each row's place in it."""

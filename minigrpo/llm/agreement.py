@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minigrpo.llm.forward import FORWARDS, TREE, check_positions, padded_logps
+from minigrpo.llm.forward import FLEX, FORWARDS, TREE, check_positions, padded_logps
 from minigrpo.llm.models import reason_of
 from minigrpo.llm.sampling import Samples, completion_logps, window_of
 from minigrpo.llm.settings import Settings
@@ -23,7 +23,7 @@ LAYERS = {"full_attention", "sliding_attention", "global"}  # kinds of layers th
 # what a model says of a mask that it can't read
 UNREADABLE = (ValueError, TypeError, IndexError, RuntimeError)
 # implementations that take a mask of ancestors
-ATTENTIONS = {"sdpa", TREE, "eager", "flex_attention"}
+ATTENTIONS = {"sdpa", TREE, FLEX, "eager", "flex_attention"}
 
 
 def usable_forwards(model: PreTrainedModel, settings: Settings) -> tuple[tuple[str, ...], str]:

@@ -1,4 +1,4 @@
-"""`python -m minigrpo llm train | eval | theorem | overlap | compare | passk | plot | table2`."""
+"""`python -m minigrpo llm train | eval | theorem | overlap | compare | passk | calibrate | plot | table2`."""
 
 from __future__ import annotations
 
@@ -134,6 +134,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="compare's --out")
     sub.add_argument("--samples", type=int, default=64, help="n, of each problem (default 64)")
     sub.add_argument("--threads", type=int, default=1, help="torch's (default 1)")
+
+    text = "time a few passes, and say what the cost model makes of them on this machine"
+    sub = command("calibrate", _calibrate, text)
+    only = (
+        "model",
+        "lora_rank",
+        "forward",
+        "attention",
+        "gradient_checkpointing",
+        "dtype",
+        "device",
+    )
+    _add_settings(sub, only=only)
+    sub.add_argument(
+        "--seconds", type=float, default=2.0, help="that it may take, once loaded (default 2)"
+    )
 
     text = "draw accuracy and reward of runs over updates, with the mean and interval of seeds"
     sub = command("plot", _plot, text, json=False)
@@ -388,6 +404,31 @@ def _passk(arguments: argparse.Namespace) -> int:
         result = {"rows": rows, "differences": compared, "finished": finished}
         write_json(arguments.json, result)
     return 0 if finished else INTERRUPTED
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.calibrate import calibrate, calibration_text
+    from minigrpo.llm.forward import FORWARDS, forward_costs
+    from minigrpo.llm.models import load_model
+    from minigrpo.llm.update import autocast, new_learner
+
+    if not arguments.seconds > 0:
+        raise ValueError(f"--seconds must be above 0, got {arguments.seconds:g}")
+    settings = _settings(arguments)
+    _set_threads(arguments, settings)
+    loaded = load_model(settings.model, device=settings.device)
+    known = forward_costs(loaded.model)
+    learner, reason = new_learner(loaded.model, settings, known)
+    with autocast(settings):
+        costs, timed = calibrate(learner.causal, learner.forwards, seconds=arguments.seconds)
+    print(calibration_text(known, costs, timed))
+    if len(learner.forwards) < len(FORWARDS) and not arguments.quiet:
+        print(f"updates are computed {' or '.join(learner.forwards)}: {reason}", file=sys.stderr)
+    if arguments.json:
+        rows = [dataclasses.asdict(row) for row in timed]
+        found = {"costs": dataclasses.asdict(costs), "known": dataclasses.asdict(known)}
+        write_json(arguments.json, found | {"rows": rows, "finished": True})
+    return 0
 
 
 def _plot(arguments: argparse.Namespace) -> int:

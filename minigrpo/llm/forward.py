@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -47,7 +48,11 @@ from minigrpo.packing import (
     unpack,
 )
 
-TREE = "tree"  # the name of `tree_attention` in transformers
+# names in transformers: of `tree_attention`, and of `flex_tree_attention`
+TREE, FLEX = "tree", "flex_tree"
+# tokens of a packed sequence from which FlexAttention is used where it was asked for; below about so many it was
+# reported to lose (0.72 times as fast at 512 tokens, 1.31 times at 2,048, on an H200). Not measured here: docs/gpu.md
+FLEX_FROM = 1024
 MAX_LOGITS = 2**25  # computed at once: 128 MB in float32
 
 # The cost model counts in FLOPs of a linear layer, forward and back. Fitted by benchmarks/packing.py:
@@ -153,13 +158,11 @@ def packed_logps(
     check_positions(model)
     _check_depth(model, packed)
     ids, depth, end, parent = inner_tokens(packed)
-    blocks = {"blocks": ancestor_blocks(end)} if model.config._attn_implementation == TREE else {}
     output = model.base_model(
         input_ids=ids,
-        attention_mask=ancestor_mask_for(model.config._attn_implementation, end, model.dtype),
         position_ids=depth,
         use_cache=False,
-        **blocks,
+        **ancestors_seen(model.config._attn_implementation, end, model.dtype),
     )
     node = packed.multiplicity > 0  # (P, N)
     tree = node.nonzero()[:, 0]  # (nodes,): which of the P trees each node stands in
@@ -254,23 +257,26 @@ def _logps_of_rows(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def ancestor_mask_for(kind: str, end: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
-    """The mask of ancestors as a kind of attention takes it.
+def ancestors_seen(kind: str, end: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """The mask of ancestors as a kind of attention takes it, in the arguments of a model.
 
     Args:
-        kind: of attention, as transformers names it, or TREE.
+        kind: of attention, as transformers names it, TREE or FLEX.
         end: int (P, M), as in PackedGroups.
         dtype: of the model.
 
-    Returns: (P, 1, M, M).
+    Returns: "attention_mask" (P, 1, M, M), and for TREE "blocks".
     """
-    if kind == "flex_attention":
-        P, M = end.shape
-        return create_block_mask(ancestor_rule(end), P, None, M, M, device=end.device)
+    P, M = end.shape
+    if kind == "flex_attention" or (kind == FLEX and M >= FLEX_FROM):
+        rule = create_block_mask(ancestor_rule(end), P, None, M, M, device=end.device)
+        return {"attention_mask": rule}
     mask = ancestor_mask(end).unsqueeze(1)
     if kind == "eager":  # it adds its mask to the scores
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    return mask
+        added = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return {"attention_mask": added}
+    blocks = {"blocks": ancestor_blocks(end)} if kind in (TREE, FLEX) else {}
+    return {"attention_mask": mask} | blocks
 
 
 def tree_attention(
@@ -302,8 +308,26 @@ def tree_attention(
     return torch.cat(parts, dim=1), None
 
 
+def flex_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """torch's FlexAttention where the mask is one of its own, else `tree_attention`.
+
+    Args: as `tree_attention`.
+    """
+    attend = flex_attention_forward if isinstance(attention_mask, BlockMask) else tree_attention
+    return attend(module, query, key, value, attention_mask, **options)
+
+
 AttentionInterface.register(TREE, tree_attention)
-AttentionMaskInterface.register(TREE, sdpa_mask)
+AttentionInterface.register(FLEX, flex_tree_attention)
+for name in (TREE, FLEX):
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

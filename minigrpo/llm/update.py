@@ -23,7 +23,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from minigrpo.llm.agreement import draws_dropout, probe, usable_forwards
+from minigrpo.llm.calibrate import calibrate
 from minigrpo.llm.forward import (
+    FLEX,
     FORWARDS,
     TREE,
     Forward,
@@ -68,7 +70,8 @@ def new_learner(
     Args:
         model: as loaded; it is changed.
         settings: of the run.
-        costs: of the model, where a run that goes on has kept them; else they are read off its sizes.
+        costs: of the model, where a run that goes on has kept them; else they are measured on CUDA, and read off its
+            sizes elsewhere.
 
     Returns:
         The learner, and why it may not use the forward that was asked for, or all of them ("" where it may).
@@ -84,6 +87,8 @@ def new_learner(
     with autocast(settings):
         forwards, reason = usable_forwards(model, settings)
         dropout = settings.lora_dropout > 0 or draws_dropout(model, probe(model))
+        if costs is None and model.device.type == "cuda" and len(forwards) > 1:
+            costs, _ = calibrate(model, forwards)
     costs = costs or forward_costs(model)
     learner = Learner(
         adapted, reference, optimizer, settings, forwards, costs, settings.micro_batch, dropout
@@ -91,20 +96,23 @@ def new_learner(
     return learner, reason
 
 
-def set_attention(model: PreTrainedModel, kind: str) -> None:
+def set_attention(model: PreTrainedModel, asked: str) -> None:
     """Switch the model's attention; "default" is its own, with blocks for packed trees where that is sdpa.
+
+    FlexAttention is for long packed trees; all else is computed as by default then.
 
     Raises: ValueError for one that it lacks.
     """
-    if kind == "default":
-        own = model.config._attn_implementation
-        kind = TREE if own == "sdpa" else own
+    kind = model.config._attn_implementation if asked == "default" else asked
     try:
         model.set_attn_implementation(kind)
     except ValueError as error:
         raise ValueError(
             f"attention {kind!r} is not there for {type(model).__name__}: leave it at default"
         ) from error
+    ours = {"sdpa": TREE, "flex_attention": FLEX}
+    if kind in ours and asked != "sdpa":
+        model.set_attn_implementation(ours[kind])
 
 
 def prepare(model: nn.Module, settings: Settings) -> nn.Module:
