@@ -27,10 +27,10 @@ from _common import HERE, WALL_TIME, alternate, main, markdown, span, spread
 
 from minigrpo import OBJECTIVES, policy_loss
 from minigrpo.llm import forward
+from minigrpo.llm.calibrate import terms
 from minigrpo.llm.forward import (
     FORWARDS,
     ForwardCosts,
-    forward_cost,
     forward_costs,
     pack_samples,
     packed_logps,
@@ -182,7 +182,7 @@ def measure(quick: bool) -> dict:
             calls["trl"] = trl_of(model, loaded.tokenizer, samples, rewards)
         repeats = 2 if quick or large else 3
         times = alternate(calls, repeats, clock=WALL_TIME, budget=0 if quick else 5, warm_up=not large)
-        counts = {way: terms(way, samples, forward_costs(model)) for way in FORWARDS}
+        counts = {way: operations(way, samples, forward_costs(model)) for way in FORWARDS}
         rows.append(
             dict(zip(("model", "P", "G", "L", "T", "S"), (name, *shape), strict=True))
             | {
@@ -212,42 +212,39 @@ def gradient_gaps(model: torch.nn.Module, calls: dict[str, Callable[[], None]]) 
     return {way: ((gradient - padded).norm() / padded.norm()).item() for way, gradient in gradients.items()}
 
 
-def terms(way: str, samples: Samples, costs: ForwardCosts) -> list[float]:
-    """A way's operations in linear layers and in the attention, its layer calls and its blocks beyond the first."""
-    zero = ForwardCosts(0, 0, 0, 0)
-    alone = (
-        ForwardCosts(costs.token, costs.scored, 0, 0),
-        ForwardCosts(0, 0, costs.pair / forward.ATTENTION_FLOP, 0),
-        ForwardCosts(0, 0, 0, costs.call / forward.LAYER_OVERHEAD),
-        ForwardCosts(0, 0, 0, 0, costs.block / forward.BLOCK_OVERHEAD),
-    )
-    assert forward_cost(way, samples, zero) == 0
-    return [forward_cost(way, samples, part) for part in alone]
+def operations(way: str, samples: Samples, costs: ForwardCosts) -> list[float]:
+    """A way's operations in linear layers and in the attention, its passes in tokens, its blocks beyond the first."""
+    layout = FORWARDS[way].layout(samples)
+    prices = (1, forward.ATTENTION_FLOP, forward.PASS_TOKENS, forward.BLOCK_UNIT)
+    return [term / price for term, price in zip(terms(way, layout, costs), prices, strict=True)]
 
 
-def fit(rows: list[dict]) -> dict[str, float]:
-    """The cost model's constants, by least squares of the relative error of predicted seconds, one speed for all."""
-    counts, seconds = [], []
-    for row in rows:
-        for way in FORWARDS:
-            counts.append(row["operations"][way])
-            seconds.append(row["seconds"][way]["median"])
-    a = np.array(counts) / np.array(seconds)[:, None]
-    scale = np.linalg.norm(a, axis=0)
-    x = np.linalg.lstsq(a / scale, np.ones(len(a)), rcond=None)[0] / scale
-    error = np.abs(a @ x - 1)
+def fit(rows: list[dict]) -> dict:
+    """The cost model's constants, by least squares of the relative error of predicted seconds, a speed for each model.
+
+    Prices and speeds are found in turn, each by the other.
+    """
+    cases = [(row["model"], row["operations"][way], row["seconds"][way]["median"]) for row in rows for way in FORWARDS]
+    models, counts, seconds = (np.array(column) for column in zip(*cases, strict=True))
+    speeds = {name: float((counts[:, 0] / seconds)[models == name].mean()) for name in set(models.tolist())}
+    for _ in range(200):
+        shares = counts / (seconds * np.array([speeds[name] for name in models]))[:, None]
+        prices = np.append(1.0, np.linalg.lstsq(shares[:, 1:], 1 - shares[:, 0], rcond=None)[0])
+        taken = counts @ prices / seconds
+        speeds = {name: float((taken**2)[models == name].sum() / taken[models == name].sum()) for name in speeds}
+    error = np.abs(counts @ prices / (seconds * np.array([speeds[name] for name in models])) - 1)
     return {
-        "attention": float(x[1] / x[0]),
-        "layer": float(x[2] / x[0]),
-        "block": float(x[3] / x[0]),
-        "operations_per_second": float(1 / x[0]),
+        "attention": float(prices[1]),
+        "pass": float(prices[2]),
+        "block": float(prices[3]),
+        "operations_per_second": speeds,
         "median_error": float(np.median(error)),
     }
 
 
 def chosen(result: dict) -> dict:
     """Add to each row the way that `auto` takes with the fitted constants."""
-    price = np.array([1.0, result["fit"]["attention"], result["fit"]["layer"], result["fit"]["block"]])
+    price = np.array([1.0, result["fit"]["attention"], result["fit"]["pass"], result["fit"]["block"]])
     for row in result["rows"]:
         row["auto"] = min(FORWARDS, key=lambda way: price @ row["operations"][way])
     return result

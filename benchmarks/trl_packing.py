@@ -9,7 +9,6 @@ other's, turn by turn, on all cores. Peak memory is what a process of its own ho
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import resource
 import subprocess

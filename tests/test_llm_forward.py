@@ -503,8 +503,8 @@ def test_costs_of_a_model():
     assert costs.token == 2 * (2 * layer + 32)
     assert costs.scored == 2 * 32 * V
     assert costs.pair == forward.ATTENTION_FLOP * 4 * 2 * 32
-    assert costs.call == forward.LAYER_OVERHEAD * 2
-    assert costs.block == forward.BLOCK_OVERHEAD * 2
+    assert costs.call == forward.PASS_TOKENS * costs.token
+    assert costs.block == forward.BLOCK_UNIT * 2 * 32
 
 
 def test_costs_of_layers_that_differ():

@@ -22,19 +22,12 @@ from transformers import (
 from trl.trainer import grpo_trainer
 from trl_runs import PROMPTS, tiny, trainer
 
-from minigrpo.integrations.forest import (
-    IGNORED,
-    forest_cost,
-    forest_logps,
-    forest_tokens,
-    least_cost,
-    make_forest,
-    rows_cost,
-)
+from minigrpo.integrations.forest import IGNORED, forest_cost, forest_logps, forest_sizes, make_forest
 from minigrpo.integrations.packed import HAS_FUSED_HEAD, ROW, whole_groups
 from minigrpo.integrations.trl import ProcessGRPOTrainer
-from minigrpo.llm.forward import TREE, ForwardCosts
+from minigrpo.llm.forward import TREE, ForwardCosts, forward_costs
 from minigrpo.llm.models import TINY, checkpointing_name
+from minigrpo.packing import ancestor_blocks
 
 EQUAL = ["7+18-4=", "12-7+1=", "11+2-3=", "15-4+2="]  # prompts of as many tokens: TRL's positions are not shifted then
 
@@ -228,37 +221,38 @@ def test_tokens_through_the_model(tmp_path):
         assert len(predicted) < ids.numel() / 2
 
 
-def test_auto_takes_the_cheaper_way(tmp_path, monkeypatch):
-    costs = ForwardCosts(token=1.0, scored=0.0, pair=0.1, call=0.0)
+def test_sizes_are_counted_without_laying_out():
     ids, mask = rows()
-    apart = torch.arange(ids.numel()).view_as(ids)  # nothing is shared
-    assert forest_cost(make_forest(ids, mask, 6), costs) < rows_cost(mask, 6, costs)
-    assert forest_cost(make_forest(apart, mask, 6), costs) > rows_cost(mask, 6, costs)
-    for given in (ids, apart):
+    for given in (ids, torch.arange(ids.numel()).view_as(ids)):
         forest = make_forest(given, mask, 6)
-        assert forest_tokens(given, mask) == forest.ids.numel()
-        assert least_cost(forest.ids.numel(), costs) <= forest_cost(forest, costs)
-    asked = []
-    monkeypatch.setattr("minigrpo.integrations.packed.forest_logps", lambda *rest, **options: asked.append(1))
+        assert forest_sizes(given, mask, 6) == (forest.ids.numel(), int((forest.label != IGNORED).sum()))
+
+
+def test_the_estimated_cost_of_a_forest_is_near_that_of_its_blocks():
+    costs = forward_costs(tiny())
+    draw = torch.Generator().manual_seed(0)
+    for B, S, shared in ((8, 100, 60), (16, 60, 10), (4, 200, 0)):
+        ids = torch.randint(3, 40, (B, S), generator=draw)
+        ids[:, :shared] = ids[:1, :shared]
+        mask = torch.ones_like(ids)
+        forest = make_forest(ids, mask, S - shared)
+        blocks = [mask for _, mask in ancestor_blocks(forest.end)]
+        tokens, scored = forest_sizes(ids, mask, S - shared)
+        pairs = sum(block.numel() for block in blocks)
+        exact = costs.of(tokens=tokens, scored=scored, pairs=pairs, blocks=len(blocks))
+        assert forest_cost(tokens, scored, S, costs) == pytest.approx(exact, rel=0.2)
+
+
+def test_auto_takes_the_cheaper_way(tmp_path):
+    """The same rows packed where tokens are dear, and left to TRL where pairs are, or where nothing is shared."""
+    ids, mask = rows()
+    apart = torch.arange(ids.numel()).view_as(ids)
     made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": "auto"})
-    made._packing.unfit = ""
-    made._packing.costs = ForwardCosts(token=1.0, scored=0.0, pair=1e9, call=0.0)
-    assert (
-        made._packing.answer(
-            made.model,
-            made.model.config,
-            apart,
-            mask,
-            6,
-            None,
-            others={},
-            batch_size=None,
-            temperature=1.0,
-            entropies=False,
-        )
-        is None
-    )
-    assert not asked
+    assert made._packing.costs == forward_costs(made.model)
+    full = torch.ones_like(mask)
+    for given, there, pair, packed in ((ids, mask, 0.1, True), (ids, mask, 1e3, False), (apart, full, 0.0, False)):
+        made._packing.costs = ForwardCosts(token=1.0, scored=0.0, pair=pair, call=0.0)
+        assert bool(made._packing._forests(given, there, 6, 8)) == packed
 
 
 def test_dropout_is_told_and_trained_unpacked(tmp_path):

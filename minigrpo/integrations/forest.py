@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from minigrpo.llm.forward import ForwardCosts, ancestors_seen
 from minigrpo.losses import token_logps
-from minigrpo.packing import BLOCK, ancestor_blocks, inner_tokens, pack_rows
+from minigrpo.packing import BLOCK, inner_tokens, pack_rows
 from minigrpo.steps import sort_prefixes
 
 IGNORED = -100  # the label of what is not scored, in all of transformers
@@ -79,22 +79,25 @@ def _pairs(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, int]:
     return input_ids * base + following, base
 
 
-def forest_tokens(input_ids: Tensor, attention_mask: Tensor) -> int:
-    """M of the forest of some rows, without laying it out: how many predictions they make, each counted once.
+def forest_sizes(input_ids: Tensor, attention_mask: Tensor, T: int) -> tuple[int, int]:
+    """M of the forest of some rows, and U of these whose prediction is scored, without laying it out.
 
     Args:
         input_ids: as `make_forest`.
         attention_mask: as `make_forest`.
+        T: as `make_forest`.
     """
     mask = attention_mask.bool()
     pairs, base = _pairs(input_ids, mask)
+    predicts = mask & (pairs % base > 0)
+    scored = predicts.clone()
+    scored[:, : -T - 1] = False
     # rows without their padding on the left
     there = (~mask).long().argsort(dim=1, stable=True)
-    pairs, mask = pairs.gather(1, there).unsqueeze(0), mask.gather(1, there).unsqueeze(0)
-    order, first = sort_prefixes(pairs, mask)  # (B,), (B, S)
+    pairs, mask, predicts, scored = (x.gather(1, there) for x in (pairs, mask, predicts, scored))
+    order, first = sort_prefixes(pairs.unsqueeze(0), mask.unsqueeze(0))  # (B,), (B, S)
     new = first == torch.arange(len(order), device=order.device).unsqueeze(1)
-    predicts = mask[0] & (pairs[0] % base > 0)
-    return int((new & predicts[order]).sum())
+    return int((new & predicts[order]).sum()), int((new & scored[order]).sum())
 
 
 def forest_logps(
@@ -164,20 +167,18 @@ def _rows(values: Tensor, forest: Forest) -> Tensor:
     return rows.masked_scatter(forest.scored, values[forest.place])
 
 
-def least_cost(tokens: int, costs: ForwardCosts) -> float:
-    """Less than any forest of so many tokens costs: what they cost in the linear layers, and by blocks."""
-    return costs.of(tokens=tokens, scored=0, pairs=0, blocks=max(1, tokens // BLOCK))
+def forest_cost(tokens: int, scored: int, S: int, costs: ForwardCosts) -> float:
+    """About what the pass over a forest costs, in FLOPs of a linear layer: a block of queries sees a path and itself.
 
-
-def forest_cost(forest: Forest, costs: ForwardCosts) -> float:
-    """What the pass over a forest costs, in FLOPs of a linear layer, by its shapes alone."""
-    masks = [mask for _, mask in ancestor_blocks(forest.end)]
-    return costs.of(
-        tokens=forest.ids.numel(),
-        scored=int((forest.label != IGNORED).sum()),
-        pairs=sum(mask.numel() for mask in masks),
-        blocks=len(masks),
-    )
+    Args:
+        tokens: M of the forest.
+        scored: U of them.
+        S: tokens of a row.
+        costs: the model's.
+    """
+    blocks = max(1, tokens // BLOCK)
+    seen = min(tokens, S + BLOCK)
+    return costs.of(tokens=tokens, scored=scored, pairs=tokens * seen, blocks=blocks)
 
 
 def rows_cost(attention_mask: Tensor, T: int, costs: ForwardCosts) -> float:

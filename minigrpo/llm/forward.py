@@ -56,9 +56,10 @@ FLEX_FROM = 1024
 MAX_LOGITS = 2**25  # computed at once: 128 MB in float32
 
 # The cost model counts in FLOPs of a linear layer, forward and back. Fitted by benchmarks/packing.py:
-ATTENTION_FLOP = 2.7  # what a FLOP of the attention costs
-LAYER_OVERHEAD = 2.7e8  # what calling a layer costs, however little it computes
-BLOCK_OVERHEAD = 5.4e7  # what one more block of queries costs in each layer
+ATTENTION_FLOP = 1.9  # what a FLOP of the attention costs
+# what a pass costs however few tokens it has, in tokens: weights are read, gradients written
+PASS_TOKENS = 105
+BLOCK_UNIT = 1.7e5  # what one more block of queries costs for each unit of the heads' width: keys are gathered
 
 
 class Forward(NamedTuple):
@@ -367,18 +368,18 @@ class ForwardCosts:
 
 def forward_costs(model: PreTrainedModel) -> ForwardCosts:
     """Read a model's costs off its sizes and three measured constants."""
-    config = model.config.get_text_config()
     body = sum(weight.numel() for weight in model.base_model.parameters())
     embeddings = model.get_input_embeddings().weight.numel()  # looked up, not multiplied
     head = model.get_output_embeddings().weight.numel()
-    # A pair takes two products over the heads' whole width, one for its score and one for its value.
-    pair = sum(4 * _width_of_heads(layer) for layer in layer_configs(model))
+    width = sum(_width_of_heads(layer) for layer in layer_configs(model))  # over all layers
+    token = 2.0 * (body - embeddings)
     return ForwardCosts(
-        token=2.0 * (body - embeddings),
+        token=token,
         scored=2.0 * head,
-        pair=ATTENTION_FLOP * pair,
-        call=LAYER_OVERHEAD * config.num_hidden_layers,
-        block=BLOCK_OVERHEAD * config.num_hidden_layers,
+        # a pair takes two products over the heads' width, one for its score and one for its value
+        pair=ATTENTION_FLOP * 4 * width,
+        call=PASS_TOKENS * token,
+        block=BLOCK_UNIT * width,
     )
 
 
