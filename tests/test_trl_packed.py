@@ -19,8 +19,9 @@ from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
 )
+from trl import GRPOConfig
 from trl.trainer import grpo_trainer
-from trl_runs import PROMPTS, tiny, trainer
+from trl_runs import OFF, PROMPTS, reward, tiny, trainer
 
 from minigrpo.integrations.forest import IGNORED, forest_cost, forest_logps, forest_sizes, make_forest
 from minigrpo.integrations.packed import HAS_FUSED_HEAD, ROW, whole_groups
@@ -381,3 +382,11 @@ def test_two_processes_are_one(tmp_path):
     _, one = run(tmp_path, True, gradient_accumulation_steps=2, **options)
     assert_close(vector(two["weights"]) - vector(dict(tiny().named_parameters())), one, 1e-5)
     assert one.abs().max() > 1e-4
+
+
+def test_auto_is_the_default(tmp_path):
+    small = {"max_completion_length": 4, "num_generations": 4, "report_to": "none"}
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **small, **OFF)
+    made = ProcessGRPOTrainer(tiny().float(), reward, args, Dataset.from_dict({"prompt": PROMPTS}))
+    assert made._packing.wanted == "auto"
+    assert made._packing.costs == forward_costs(made.model)

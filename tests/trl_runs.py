@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from minigrpo.llm.models import TINY, checkpointing_name
 
@@ -42,7 +42,11 @@ def trainer(
     more=None,
     **settings,
 ):
-    """A trainer of a class (with further arguments `more`) on `tiny` in float64, under plain gradient descent."""
+    """A trainer of a class (with further arguments `more`) on `tiny` in float64, under plain gradient descent.
+
+    Ours computes rows as TRL does, where `more` does not ask for packing.
+    """
+    ours = {"pack": False} if kind is not GRPOTrainer else {}
     defaults = {
         "output_dir": str(out),
         "use_cpu": True,
@@ -71,7 +75,7 @@ def trainer(
         train_dataset=Dataset.from_dict({"prompt": prompts} | (columns or {})),
         processing_class=tokenizer,
         peft_config=peft_config,
-        **(more or {}),
+        **ours | (more or {}),
     )
     if deterministic:
         made.model.generate = completions_of_rows(tokenizer, made.args.num_generations, made.args.max_completion_length)

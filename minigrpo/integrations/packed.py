@@ -256,13 +256,14 @@ def check_packing(pack: bool | str, args: Any, dataset: Any) -> None:
 class PackedGRPOTrainer(GRPOTrainer):
     """`trl.GRPOTrainer` that computes tokens which rows share once.
 
-    With `pack` True, or with "auto" where it is cheaper; rows of a group stay in one micro-batch then, where it holds
-    whole groups, which changes what shares an update if a generation has several. False leaves TRL as it is.
+    With `pack` "auto" where that is clearly cheaper, with True always. Rows of a group stay in one micro-batch then,
+    where it holds whole groups, which changes what shares an update if a generation has several. False leaves TRL as
+    it is.
 
     Raises: ValueError, before a model is loaded, as `check_packing`.
     """
 
-    def __init__(self, *arguments: Any, pack: bool | str = False, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, pack: bool | str = "auto", **keywords: Any) -> None:
         given = inspect.signature(GRPOTrainer).bind(*arguments, **keywords).arguments
         check_packing(pack, given.get("args"), given.get("train_dataset"))
         super().__init__(*arguments, **keywords)

@@ -137,7 +137,7 @@ def seed_vllm(args: Any, accelerator: Any) -> None:
 class ProcessGRPOTrainer(PackedGRPOTrainer):
     """`trl.GRPOTrainer` with an `objective` of `minigrpo.OBJECTIVES`; all else as its parent takes it.
 
-    With pack=True, or "auto", tokens that rows share are computed once (`minigrpo.integrations.packed`).
+    Tokens that rows share are computed once where that pays (`minigrpo.integrations.packed`); pack=False leaves it.
 
     Raises: ValueError, before a model is loaded, for another objective or an option under which it would not be exact.
     """
@@ -146,7 +146,7 @@ class ProcessGRPOTrainer(PackedGRPOTrainer):
         self,
         *arguments: Any,
         objective: str = "lambda_grpo",
-        pack: bool | str = False,
+        pack: bool | str = "auto",
         **keywords: Any,
     ) -> None:
         check_arguments(
