@@ -34,7 +34,7 @@ test-trl: test-trl-oldest test-trl-newest ## test against the oldest and the new
 test-trl-%: .venv/trl-%/.installed
 	@export PYTHONPATH="$(CURDIR)/.venv/trl-$*"; \
 	$(VENV_PY) -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
-	$(VENV_PY) -m pytest tests/test_trl.py tests/test_trl_packed.py tests/test_trl_recipes.py $(ARGS)
+	$(VENV_PY) -m pytest tests/test_trl.py tests/test_trl_packed.py tests/test_trl_async.py tests/test_trl_recipes.py $(ARGS)
 
 lessons: .venv/.installed-dev ## run the lessons again, in place (ARGS=02: one); test ARGS="-m lessons" compares
 	$(VENV_PY) lessons/run.py $(ARGS)
