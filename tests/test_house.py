@@ -86,7 +86,9 @@ def test_ci_runs_what_it_promises():
     assert {"site", "test-trl-oldest"} <= set(re.findall(r"timed make ([\w-]+)", slow))
     left_out = PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"][-1]  # what `make test` leaves out runs there
     promised = set(re.findall(r"\w+", left_out)) - {"not", "or"}
-    assert promised == set(re.findall(r"-m (\w+)", slow))
+    assert promised == set(re.findall(r"-m (\w+)", slow)) | {"engines"}
+    assert re.search(r"engines\(\) {\n  timed make test-engines\n}", script)
+    assert "\n  fast\n  slow\n  engines\n" in script
     assert 'export PIP_CONSTRAINT="$PWD/.ci/constraints.txt"' in script
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     assert [part for part in ("fast", "slow") if f"run: .ci/run {part}" not in workflow] == []

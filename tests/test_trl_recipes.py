@@ -80,6 +80,18 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, more, sentence):
     assert sentence in line
 
 
+@pytest.mark.parametrize(("asked", "found"), [("FSDP", "MULTI_CPU"), ("DEEPSPEED", "NO"), ("FSDP", "FSDP")])
+def test_another_engine_than_was_asked_for_is_refused(monkeypatch, asked, found):
+    """accelerate takes FSDP on a CPU for DDP."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
+    check, accelerator = module("train").check_engine, SimpleNamespace(distributed_type=SimpleNamespace(value=found))
+    if asked == found:
+        check(accelerator)
+        return
+    with pytest.raises(ValueError, match=f"asks for {asked}, and accelerate has taken {found}: it needs GPUs"):
+        check(accelerator)
+
+
 def test_a_data_set_without_the_columns_is_refused(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "1+1=", "solution": "2"}\n', encoding="utf-8")

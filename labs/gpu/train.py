@@ -91,6 +91,7 @@ def train(arguments: argparse.Namespace) -> None:
         peft_config=lora(recipe["lora"]),
         objective=arguments.objective,
     )
+    check_engine(trainer.accelerator)
     trainer.train(resume_from_checkpoint=arguments.resume or None)
     trainer.save_model()
 
@@ -189,6 +190,14 @@ def check_ends(model: str, tokenizer: Any, args: Any) -> None:
         )
 
 
+def check_engine(accelerator: Any) -> None:
+    """Require the engine that the configuration names: without a GPU accelerate takes DDP for FSDP, and is silent."""
+    found = accelerator.distributed_type.value
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true" and found != name:
+            raise ValueError(f"the configuration asks for {name}, and accelerate has taken {found}: it needs GPUs")
+
+
 def reward_function(reward: Any) -> Any:
     """TRL's form of a reward of ours."""
 
@@ -213,7 +222,10 @@ def lora(settings: dict[str, Any] | None) -> Any:
 
 
 def random_model(out: Path) -> str:
-    """Write a random Llama of two small layers that reads characters; the same for every process."""
+    """Write a random Llama of two small layers that reads characters; the same for every process.
+
+    Its heads are as wide as vLLM takes them.
+    """
     from accelerate import PartialState
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -227,8 +239,8 @@ def random_model(out: Path) -> str:
             tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
             sizes = {
                 "vocab_size": len(tokenizer),
-                "hidden_size": 16,
-                "intermediate_size": 32,
+                "hidden_size": 64,
+                "intermediate_size": 64,
                 "num_hidden_layers": 2,
                 "num_attention_heads": 2,
             }

@@ -1,8 +1,8 @@
 """What accelerate, DeepSpeed and vLLM need to run on a CPU: `accelerate launch … cpu.py SCRIPT ARGUMENTS…`.
 
-They take a CPU for a machine without an engine. accelerate would train with DDP and say nothing; DeepSpeed would compile
-a kernel for minutes; vLLM would repack weights into a form in which TRL can't renew them. Each patch is of a private
-name, so the versions are pinned in the Makefile, and the tests ask whether the engine was the one that was meant.
+They take a CPU for a machine without an engine. accelerate would train with DDP and say nothing; DeepSpeed would
+compile a kernel for minutes; vLLM would repack weights into a form in which TRL can't renew them. Each patch is of a
+private name, so versions are pinned in the Makefile, and the tests ask whether the engine was the one that was meant.
 """
 
 import os
