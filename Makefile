@@ -15,7 +15,7 @@ define install
 	       { grep -E 'ERROR|Error' .venv/install.log || tail -n 3 .venv/install.log; } | tail -n 3 | cut -c 1-300 >&2; exit 1; }
 endef
 
-.PHONY: help venv demo notebooks test test-trl test-engines lessons lint format bench site clean
+.PHONY: help venv demo notebooks test test-trl test-engines lessons lint format bench gpu-day site clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -53,6 +53,9 @@ format: .venv/.installed-dev ## mend style and format
 
 bench: .venv/.installed ## run every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "Running $$script"; $(VENV_PY) "$$script" $(ARGS); done
+
+gpu-day: .venv/.installed ## measure all that a GPU is to be asked (ARGS=--dry-run: in miniature, on the CPU)
+	@$(VENV_PY) -m pip install -q --disable-pip-version-check -e ".[trl]" && $(VENV_PY) benchmarks/gpu/day.py $(ARGS)
 
 site: .venv/.installed-site ## build the course site into build/site/html, offline
 	@$(VENV_PY) docs/site/build.py

@@ -92,9 +92,20 @@ def updates_of(model: torch.nn.Module, samples: Samples, rewards: torch.Tensor) 
 
 
 def trl_of(
-    model: torch.nn.Module, tokenizer: object, samples: Samples, rewards: torch.Tensor, kind: type | None = None, **more
+    model: torch.nn.Module,
+    tokenizer: object,
+    samples: Samples,
+    rewards: torch.Tensor,
+    *,
+    kind: type | None = None,
+    options: dict | None = None,
+    **more,
 ) -> Callable[[], None]:
-    """TRL's loss (dapo, β = 0) and its backward pass on the same batch; `kind` is its trainer or one made of it."""
+    """TRL's loss (dapo, β = 0) and its backward pass on the same batch.
+
+    Args: model, tokenizer, samples, rewards: of the batch; kind: TRL's trainer, or one made of it, which takes `more`;
+    options: of GRPOConfig, where another device or dtype is meant than the CPU and float32.
+    """
     import tempfile
 
     from datasets import Dataset
@@ -108,8 +119,7 @@ def trl_of(
         num_generations=G,
         loss_type="dapo",
         beta=0.0,
-        use_cpu=True,
-        bf16=False,
+        **{"use_cpu": True, "bf16": False} | (options or {}),
         **{checkpointing_name(GRPOConfig): False},
         report_to="none",
     )
@@ -130,7 +140,7 @@ def trl_of(
         "completion_ids": samples.completion_ids.flatten(0, 1),
         "completion_mask": samples.completion_mask.flatten(0, 1).long(),
         "advantages": advantages[..., 0].flatten(),
-        "num_items_in_batch": torch.tensor(rows * T),
+        "num_items_in_batch": torch.tensor(rows * T, device=rewards.device),
     }
 
     def update() -> None:

@@ -20,6 +20,7 @@ from minigrpo.llm.scoring import Scored, score_groups
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.tasks import Task, load_task
 from minigrpo.llm.training import train
+from minigrpo.llm.update import autocast
 from minigrpo.losses import policy_loss
 from minigrpo.objectives import OBJECTIVES, PAPER_OBJECTIVES
 from minigrpo.stats import interval
@@ -41,7 +42,7 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
         loss_gap = |L_GRPO − L| / max(‖∇L_GRPO‖, 1e-3);   grad_gap = ‖∇L_GRPO − ∇L‖ / max(‖∇L_GRPO‖, 1e-3)
 
     Args:
-        settings: model, task, group size and sampling are used.
+        settings: model, task, group size, sampling and dtype are used.
         tries: groups sampled until one has rewards that differ; a group of equal rewards has no gradient.
 
     Returns:
@@ -57,9 +58,9 @@ def theorem(settings: Settings, *, tries: int = 20) -> tuple[list[dict], dict, P
     scored = _group_with_gradient(loaded, task, settings, min(tries, len(task.train)))
 
     samples, mask = scored.samples, scored.samples.completion_mask
-    logps = completion_logps(model, samples, slice(None), temperature=settings.temperature).view_as(
-        samples.old_logps
-    )
+    with autocast(settings):
+        logps = completion_logps(model, samples, slice(None), temperature=settings.temperature)
+    logps = logps.view_as(samples.old_logps)
     weights = list(model.parameters())
     sides = {}
     for name in PAPER_OBJECTIVES:
