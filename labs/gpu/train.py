@@ -133,6 +133,8 @@ def read_recipe(path: Path, changes: list[str]) -> tuple[dict[str, Any], dict[st
     if missing := [name for name in needed if found.get(name) is None]:
         raise ValueError(f"{path} must have a setting {missing[0]!r}")
     recipe = {name: found.pop(name, default) for name, default in RECIPE.items()}
+    if type(recipe["validation"]) is not int or recipe["validation"] < 0:
+        raise ValueError(f"validation must be a whole number of at least 0, got {recipe['validation']!r}")
     return recipe, found
 
 
@@ -153,11 +155,8 @@ def divide(task: Any, recipe: dict[str, Any]) -> tuple[Any, Any]:
     from datasets import concatenate_datasets
 
     size, most = recipe["validation"], len(task.heldout)
-    if type(size) is not int or not 0 <= size <= most:
-        raise ValueError(
-            f"validation must be a whole number of at most {most}, the problems that {task.name!r} holds out, "
-            f"got {size!r}"
-        )
+    if size > most:
+        raise ValueError(f"validation must be at most {most}, the problems that {task.name!r} holds out, got {size}")
     # lists: datasets takes no empty range at a data set's end
     validation, rest = (task.heldout.select(list(part)) for part in (range(size), range(size, most)))
     return concatenate_datasets([task.train, rest]) if recipe["all_problems"] else task.train, validation
