@@ -6,17 +6,20 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.version import Version
 
 pytest.importorskip("trl", reason="trl is optional: make test-trl runs these")
 
 from safetensors.torch import load_file
 
-from minigrpo.llm.gpu import Card, Shape, recipe_memory, recipe_seconds
+from minigrpo.llm.gpu import Card, Shape, recipe_memory, recipe_seconds, validation_seconds
 from minigrpo.llm.models import TINY
+from minigrpo.llm.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = ROOT / "labs" / "gpu"
@@ -25,6 +28,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     "OMP_NUM_THREADS": "1",
 }
+OLD = Version(metadata.version("trl")) < Version("1.10")
 
 
 def dry_run(recipe, out, *more):
@@ -40,14 +44,101 @@ def test_dry_run(tmp_path, recipe):
     """Two updates on two processes, with gradients, and a model at the end; the paper's Llama with its β."""
     changes = ["beta=0.04"] if recipe == "paper_llama" else []
     done = dry_run(recipe, tmp_path, *changes)
+    if OLD and recipe.startswith("paper"):
+        assert "pip install 'trl>=1.10'" in done.stderr
+        return
     assert done.returncode == 0, done.stderr[-3000:]
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
     rows = [row for row in state["log_history"] if "grad_norm" in row]
     assert len(rows) == 2
     assert min(row["grad_norm"] for row in rows) > 0
     assert ("kl" in rows[0]) == bool(changes)
+    validated = [row["step"] for row in state["log_history"] if "eval_reward" in row]
+    assert validated == ([1, 2] if recipe.startswith("paper") else [])
     saved = "adapter_model" if "lora" in (GPU / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8") else "model"
     assert load_file(tmp_path / f"{saved}.safetensors")
+
+
+@pytest.mark.skipif(OLD, reason="train.py refuses the paper's recipes under an older TRL")
+def test_the_best_checkpoint_outlives_the_resumed_run(tmp_path, monkeypatch):
+    """Best after update 1, broken off after 2, resumed to 4: the first and the last are kept, and the first given."""
+    train = module("train")
+
+    def best_after_one(completions, trainer_state, **columns):
+        return [(trainer_state.global_step == 1) + 0.1 * (len(messages[0]["content"]) % 2) for messages in completions]
+
+    monkeypatch.setattr(train, "reward_function", lambda reward: best_after_one)
+    command = [str(GPU / "recipes" / "paper_qwen.yaml"), "--out", str(tmp_path), "--dry-run"]
+    command += ["gradient_checkpointing=false"]  # its warnings would be errors here
+    for updates, resume in ((2, []), (4, ["--resume"])):
+        monkeypatch.setitem(train.DRY_RUN, "max_steps", updates)
+        assert train.main([*command, *resume]) == 0
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-4"]
+    first, last, given = (
+        load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("checkpoint-1", "checkpoint-4", ".")
+    )
+    assert all((given[name] == value).all() for name, value in first.items())
+    assert any((given[name] != value).any() for name, value in last.items())
+    rows = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    assert [row["step"] for row in rows if "eval_reward" in row] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("recipe", ["paper_llama", "paper_qwen"])
+def test_the_papers_recipes_fit_together(recipe):
+    """24 micro-batches an update; whole batches of the validation, whose mean of means is the mean; 40 validations."""
+    found, settings = module("train").read_recipe(GPU / "recipes" / f"{recipe}.yaml", [])
+    assert module("train").accumulation(found, settings) == 24
+    assert found["validation"] % settings["per_device_eval_batch_size"] == 0
+    assert settings["max_steps"] / settings["eval_steps"] == 40
+    assert settings["save_steps"] == settings["eval_steps"]
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["of the training side", "of all problems"])
+def test_validation_is_never_trained_on(every):
+    task = load_task("arithmetic", train_size=50, heldout_size=30)
+    rows, validation = module("train").divide(task, {"validation": 12, "all_problems": every})
+    assert validation["prompt"] == task.heldout["prompt"][:12]
+    assert rows["prompt"] == [*task.train["prompt"], *(task.heldout["prompt"][12:] if every else [])]
+    assert not set(rows["prompt"]) & set(validation["prompt"])
+
+
+def test_too_few_problems_to_validate_on_is_one_sentence(tmp_path, capsys):
+    line = refused(capsys, tmp_path, TINY, problems(tmp_path, "1+1=", "2+2="), "validation=2")
+    assert re.fullmatch(r"train\.py: validation must be at most 1, the problems that '.*' holds out, got 2", line)
+
+
+def test_a_prompt_of_the_validation_that_leaves_no_room_is_named_too(tmp_path, capsys):
+    """The long one of two problems is the one that is held out."""
+    for terms in range(60, 100):
+        long = "1+" * terms + "1="
+        task = problems(tmp_path, "1+1=", long)
+        if load_task(task).heldout["prompt"][0] == long:
+            break
+    line = refused(capsys, tmp_path, saved_model(tmp_path), task, "validation=1")
+    assert line.startswith("train.py: problem 2 ('1+1+")
+
+
+def test_a_trl_that_can_not_choose_or_average_is_refused(monkeypatch):
+    train = module("train")
+    args = SimpleNamespace(metric_for_best_model=None, steps_per_generation=24, gradient_accumulation_steps=24)
+
+    def check(version):
+        monkeypatch.setattr(train.metadata, "version", lambda name: version)
+        train.check_trl(args)
+
+    check("0.29.0")
+    args.metric_for_best_model = "eval_loss"
+    check("0.29.0")
+    args.metric_for_best_model = "eval_reward"
+    check("1.5.0")
+    with pytest.raises(ValueError, match=r"trl 1\.4\.0 can't choose .* pip install 'trl>=1\.5'"):
+        check("1.4.0")
+    args.steps_per_generation = 6
+    check("1.10.0")
+    with pytest.raises(ValueError, match=r"trl 1\.9\.0 adds up the generations .* pip install 'trl>=1\.10'"):
+        check("1.9.0")
+    with pytest.raises(ValueError, match=r"trl 0\.29\.0 can't choose .* pip install 'trl>=1\.10'"):
+        check("0.29.0")
 
 
 def script(capsys, tmp_path, *more):
@@ -63,6 +154,9 @@ def script(capsys, tmp_path, *more):
         (["beta"], "train.py: changes must look like NAME=VALUE, got 'beta'"),
         (["betta=0.04"], "neither a recipe nor TRL's GRPOConfig has a setting 'betta'"),
         (["num_generations=5"], "got 16 × 5 and 7 × 1"),
+        (["validation=-1"], "train.py: validation must be a whole number of at least 0, got -1"),
+        (["--dry-run", "validation=all"], "train.py: validation must be a whole number of at least 0, got 'all'"),
+        (["validation=true"], "train.py: validation must be a whole number of at least 0, got True"),
         (["model=null"], "one_gpu_lora.yaml must have a setting 'model'"),
         (
             ["--dry-run", "--objective", "dpo"],
@@ -259,6 +353,24 @@ def test_memory_and_hours_by_hand():
     recipe |= {"prompts": 2, "num_generations": 5, "beta": 0.0}
     generation, training = 100 * 2e9 / (1e12 * 0.5), 10e9 * 10 * 300 / 4 / (1e12 * 0.3)
     assert recipe_seconds(recipe, shape, card, 4) == pytest.approx(generation + training, rel=1e-4)
+    apart = recipe | {"generation_batch_size": 5}  # a prompt at a time
+    assert recipe_seconds(apart, shape, card, 4) == pytest.approx(2 * generation + training, rel=1e-4)
+
+
+def test_validation_by_hand():
+    """7 problems in batches of 4 are two on one card, one on two; such a batch can need more memory than training."""
+    shape, card = Shape(1, 1, 1, 1, 10**9, True), Card("", 10, 1e12, 1e12)
+    recipe = {"validation": 7, "num_generations_eval": 1, "per_device_eval_batch_size": 4, "beta": 0.0}
+    recipe |= {"max_completion_length": 100}
+    batch = 100 * 2e9 / (1e12 * 0.5) + 4e9 * 4 * 300 / (1e12 * 0.3)
+    assert validation_seconds(recipe, shape, card, 1) == pytest.approx(2 * batch, rel=1e-4)
+    assert validation_seconds(recipe, shape, card, 2) == pytest.approx(batch, rel=1e-4)
+    with_reference = batch + 2e9 * 4 * 300 / (1e12 * 0.3)
+    assert validation_seconds(recipe | {"beta": 0.1}, shape, card, 2) == pytest.approx(with_reference, rel=1e-4)
+    wide = Shape(1, 10**6, 10**6, 1, 1, True)
+    recipe |= {"lora": {"r": 1}, "per_device_train_batch_size": 1, "vllm_gpu_memory_utilization": 0.5}
+    weights = recipe_memory(recipe | {"max_completion_length": -200}, wide, card, 1)
+    assert recipe_memory(recipe, wide, card, 1) - weights == pytest.approx(4 * 300 * 2 * 16e6 / 1e9, rel=1e-4)
 
 
 PAGE = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")

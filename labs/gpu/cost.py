@@ -9,16 +9,15 @@ from pathlib import Path
 
 import yaml
 
-from minigrpo.llm.gpu import A10, A100, H100, SHAPES, recipe_memory, recipe_seconds
+from minigrpo.llm.gpu import A10, H100, SHAPES, recipe_memory, recipe_seconds, validation_seconds
 
 RECIPES = Path(__file__).parent / "recipes"
-EPOCH = 7000  # problems of open-rs
 MACHINES = {  # the card, and how many
     "one_gpu_lora": (A10, 1),
     "one_node": (H100, 8),
     "several_nodes": (H100, 16),
-    "paper_qwen": (A100, 1),
-    "paper_llama": (A100, 1),
+    "paper_qwen": (H100, 1),
+    "paper_llama": (H100, 1),
 }
 
 
@@ -28,8 +27,11 @@ def table() -> str:
     for name, (card, cards) in MACHINES.items():
         recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
         shape = SHAPES[recipe["model"]]
-        updates = recipe.get("max_steps") or EPOCH // recipe["prompts"]
-        hours = updates * recipe_seconds(recipe, shape, card, cards) / 3600
+        updates = recipe["max_steps"]
+        seconds = updates * recipe_seconds(recipe, shape, card, cards)
+        if "validation" in recipe:
+            seconds += updates // recipe["eval_steps"] * validation_seconds(recipe, shape, card, cards)
+        hours = seconds / 3600
         machine = f"{cards} × {card.name} {card.memory:g} GB"
         size = f"{recipe_memory(recipe, shape, card, cards):.0f} GB"
         price = f"{hours * cards * card.dollars:.0f}"

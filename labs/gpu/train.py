@@ -20,11 +20,13 @@ RECIPE = {  # what a recipe may hold besides TRL's settings, with defaults
     "model": None,
     "task": None,
     "all_problems": False,  # train on the held-out ones too, as the paper does: its benchmarks are others
+    "validation": 0,  # of the held-out ones, never trained on: TRL's eval_dataset
     "system_prompt": None,
     "prompts": None,  # of an update; each is sampled num_generations times
     "lora": None,
 }
 ALL_ENDS = "1.15"  # the first TRL that reads every end of the model's generation configuration
+EVERY_PROBLEM = 10**6  # more than a task has
 DRY_RUN = {
     "model_init_kwargs": None,
     "use_vllm": False,
@@ -33,6 +35,8 @@ DRY_RUN = {
     "max_completion_length": 8,
     "max_steps": 2,
     "logging_steps": 1,
+    "eval_steps": 1,
+    "save_steps": 1,
     "report_to": "none",
 }
 
@@ -66,8 +70,8 @@ def train(arguments: argparse.Namespace) -> None:
     recipe, settings = read_recipe(arguments.recipe, arguments.changes)
     if arguments.dry_run:
         settings |= DRY_RUN
+        recipe["validation"] = min(recipe["validation"], 4)
     settings["gradient_accumulation_steps"] = accumulation(recipe, settings)
-    from datasets import concatenate_datasets
     from transformers import AutoTokenizer
 
     from minigrpo.integrations.trl import ProcessGRPOTrainer, check_arguments  # says so where TRL doesn't fit
@@ -76,18 +80,22 @@ def train(arguments: argparse.Namespace) -> None:
 
     args = configuration(arguments, settings)
     check_arguments(arguments.objective, {"args": args})
-    task = load_task("sums" if arguments.dry_run else recipe["task"], train_size=10**6, heldout_size=200)
+    check_trl(args)
+    name = "sums" if arguments.dry_run else recipe["task"]
+    task = load_task(name, train_size=EVERY_PROBLEM, heldout_size=EVERY_PROBLEM)
+    rows, validation = divide(task, recipe)
     model = random_model(arguments.out) if arguments.dry_run else recipe["model"]
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = concatenate_datasets([task.train, task.heldout]) if recipe["all_problems"] else task.train
     system = recipe["system_prompt"] or task.system_prompt
     check_ends(model, tokenizer, args)
-    check_lengths(model, encode_prompts(tokenizer, rows["prompt"], system), rows["prompt"], args)
+    prompts = [*rows["prompt"], *validation["prompt"]]
+    check_lengths(model, encode_prompts(tokenizer, prompts, system), prompts, args)
     trainer = ProcessGRPOTrainer(
         model=model,
         reward_funcs=reward_function(odd_length if arguments.dry_run else task.reward),
         args=args,
         train_dataset=conversations(rows, system, tokenizer),
+        eval_dataset=conversations(validation, system, tokenizer) if len(validation) else None,
         peft_config=lora(recipe["lora"]),
         objective=arguments.objective,
     )
@@ -125,6 +133,8 @@ def read_recipe(path: Path, changes: list[str]) -> tuple[dict[str, Any], dict[st
     if missing := [name for name in needed if found.get(name) is None]:
         raise ValueError(f"{path} must have a setting {missing[0]!r}")
     recipe = {name: found.pop(name, default) for name, default in RECIPE.items()}
+    if type(recipe["validation"]) is not int or recipe["validation"] < 0:
+        raise ValueError(f"validation must be a whole number of at least 0, got {recipe['validation']!r}")
     return recipe, found
 
 
@@ -138,6 +148,18 @@ def accumulation(recipe: dict[str, Any], settings: dict[str, Any]) -> int:
             f"got {recipe['prompts']} × {settings['num_generations']} and {micro_batch} × {processes}"
         )
     return completions // (micro_batch * processes)
+
+
+def divide(task: Any, recipe: dict[str, Any]) -> tuple[Any, Any]:
+    """Rows to train on and rows to validate on, the same for every seed. Raises ValueError for too few problems."""
+    from datasets import concatenate_datasets
+
+    size, most = recipe["validation"], len(task.heldout)
+    if size > most:
+        raise ValueError(f"validation must be at most {most}, the problems that {task.name!r} holds out, got {size}")
+    # lists: datasets takes no empty range at a data set's end
+    validation, rest = (task.heldout.select(list(part)) for part in (range(size), range(size, most)))
+    return concatenate_datasets([task.train, rest]) if recipe["all_problems"] else task.train, validation
 
 
 def conversations(rows: Any, system: str | None, tokenizer: Any) -> Any:
@@ -188,6 +210,20 @@ def check_ends(model: str, tokenizer: Any, args: Any) -> None:
             f"trl {trl} ends a completion at {tokenizer.eos_token!r} alone, and {model} also at "
             f"{', '.join(tokenizer.convert_ids_to_tokens(sorted(others)))}: pip install 'trl>={ALL_ENDS}'"
         )
+
+
+def check_trl(args: Any) -> None:
+    """Require a TRL that can choose by the reward, and that takes the mean of the generations of an update."""
+    from packaging.version import Version
+
+    trl, needs = metadata.version("trl"), []
+    if args.metric_for_best_model not in (None, "loss", "eval_loss"):
+        needs.append(("1.5", "can't choose the best checkpoint by anything but the loss"))
+    if args.steps_per_generation < args.gradient_accumulation_steps:
+        needs.append(("1.10", "adds up the generations of an update, where later ones take their mean"))
+    for first, why in needs:
+        if Version(trl) < Version(first):
+            raise ValueError(f"trl {trl} {why}: pip install 'trl>={needs[-1][0]}'")
 
 
 def check_engine(accelerator: Any) -> None:

@@ -1,13 +1,14 @@
 """What a run on a GPU needs, computed from the model's shape: nothing here was measured.
 
 The one calculator, for both ways to train. `memory` and `minutes` are of `llm train`, which keeps float32 weights and
-samples with them; `recipe_memory` and `recipe_seconds` are of the recipes in labs/gpu, which train with TRL in bfloat16
-and sample with vLLM. Good for choosing a card and a micro-batch. What is assumed stands in constants, on the cautious
-side where there is a choice; time can be off by a factor of two.
+samples with them; `recipe_memory`, `recipe_seconds` and `validation_seconds` are of the recipes in labs/gpu, which
+train with TRL in bfloat16 and sample with vLLM. Good for choosing a card and a micro-batch. What is assumed stands in
+constants, on the cautious side where there is a choice; time can be off by a factor of two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +158,8 @@ def minutes(settings: Settings, card: Card) -> float:
 def recipe_memory(recipe: Mapping[str, Any], shape: Shape, card: Card, cards: int) -> float:
     """GB of one card under a recipe: weights, gradients and Adam, activations, and vLLM's share.
 
+    Logits are left out: from 1.15 on TRL makes them in parts. Where there is a validation its batch may be the larger.
+
     Args:
         recipe: as its YAML says.
         shape: of the model.
@@ -167,16 +170,17 @@ def recipe_memory(recipe: Mapping[str, Any], shape: Shape, card: Card, cards: in
         states = HALF * shape.parameters + TRAINED * shape.adapters(recipe["lora"]["r"])
     else:
         states = TRAINED * shape.parameters / cards
-    tokens = recipe["per_device_train_batch_size"] * (PROMPT + recipe["max_completion_length"])
-    inputs = tokens * HALF * shape.hidden * shape.layers  # of every layer, kept for checkpointing
-    inside = tokens * HALF * (12 * shape.hidden + 4 * shape.inner)  # of one layer, computed again
-    return (states + inputs + inside) / 1e9 + recipe["vllm_gpu_memory_utilization"] * card.memory
+    inputs = HALF * shape.hidden * shape.layers  # a token, of every layer, kept for checkpointing
+    inside = HALF * (12 * shape.hidden + 4 * shape.inner)  # a token, of one layer, computed again
+    training = recipe["per_device_train_batch_size"] * (inputs + inside)
+    validation = recipe["per_device_eval_batch_size"] * inside if "validation" in recipe else 0
+    activations = max(training, validation) * (PROMPT + recipe["max_completion_length"])
+    return (states + activations) / 1e9 + recipe["vllm_gpu_memory_utilization"] * card.memory
 
 
 def recipe_seconds(recipe: Mapping[str, Any], shape: Shape, card: Card, cards: int) -> float:
     """Seconds of one update under a recipe: generation, and training, every completion at its full length.
 
-    Generation: a token of every sequence reads the weights once, and the sequence's keys and values.
     Training: FLOPs a weight and token are 2 forward, 4 backward (2 under LoRA), 2 for the recomputed forward, 2 for the
     pass of π_old and, where β > 0, 2 for that of π_ref.
 
@@ -186,14 +190,44 @@ def recipe_seconds(recipe: Mapping[str, Any], shape: Shape, card: Card, cards: i
         card: of each process.
         cards: how many.
     """
-    T = recipe["max_completion_length"]
     completions = recipe["prompts"] * recipe["num_generations"]
-    # cards that hold one copy of the weights in vLLM
-    parallel = recipe.get("vllm_tensor_parallel_size", 1)
-    cache = (
-        2 * HALF * shape.layers * shape.keys * (completions * parallel / cards) * (PROMPT + T / 2)
-    )
-    generation = T * (HALF * shape.parameters + cache) / parallel / (BANDWIDTH * card.bandwidth)
+    at_once = recipe.get("generation_batch_size", completions)
+    generation = completions / at_once * _sampling(recipe, shape, card, at_once / cards)
     products = (6 if "lora" in recipe else 8) + 2 + (2 if recipe["beta"] else 0)
-    flops = products * shape.parameters * completions * (PROMPT + T)
+    flops = products * shape.parameters * completions * (PROMPT + recipe["max_completion_length"])
     return generation + flops / cards / (UTILISATION * card.flops)
+
+
+def validation_seconds(recipe: Mapping[str, Any], shape: Shape, card: Card, cards: int) -> float:
+    """Seconds of one validation under a recipe: a batch after the other, every completion at its full length.
+
+    FLOPs a weight and token: 2 for TRL's loss, 2 for the pass of π_old and, where β > 0, 2 for that of π_ref.
+
+    Args:
+        recipe: as its YAML says.
+        shape: of the model.
+        card: of each process.
+        cards: how many.
+    """
+    completions = recipe["validation"] * recipe["num_generations_eval"]
+    at_once = recipe["per_device_eval_batch_size"]  # of a card
+    batches = math.ceil(completions / (at_once * cards))
+    products = 4 + (2 if recipe["beta"] else 0)
+    flops = products * shape.parameters * at_once * (PROMPT + recipe["max_completion_length"])
+    return batches * (_sampling(recipe, shape, card, at_once) + flops / (UTILISATION * card.flops))
+
+
+def _sampling(recipe: Mapping[str, Any], shape: Shape, card: Card, sequences: float) -> float:
+    """Seconds of vLLM: a token of every sequence reads the weights once, and the sequence's keys and values.
+
+    Args:
+        recipe: as its YAML says.
+        shape: of the model.
+        card: of each process.
+        sequences: a card, at a time.
+    """
+    T = recipe["max_completion_length"]
+    # cards that hold one copy of the weights
+    parallel = recipe.get("vllm_tensor_parallel_size", 1)
+    cache = 2 * HALF * shape.layers * shape.keys * sequences * parallel * (PROMPT + T / 2)
+    return T * (HALF * shape.parameters + cache) / parallel / (BANDWIDTH * card.bandwidth)
