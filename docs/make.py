@@ -45,9 +45,19 @@ from minigrpo.viz import (
 )
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS / "results.md", DOCS / "expectation.md")
+PAGES = (DOCS / "results.md", DOCS / "expectation.md", DOCS / "gpu.md")
 SMOLLM2 = {"smollm2": "G = 8, temperature 1", "smollm2_overlap": "G = 16, temperature 0.7"}
 TRAPS = {"trap_smollm2": "smollm2-135m", "trap_gpt2_random": "gpt2-random"}
+GPU_DAY = {  # the parts of benchmarks/gpu/parts.py, in its order
+    "packing": "loss and gradient of a group padded, shared and packed; seconds and memory",
+    "trl": "an update inside TRL, its own against pack=True",
+    "speed": "seconds of sampling, ours and transformers' generate",
+    "calibration": "the cost model's constants on the card",
+    "learning": "preset gpu16, GRPO and λ-GRPO, three seeds",
+    "equality": "the theorem on CUDA, in float32 and bfloat16",
+    "lab09": "lab 09's solution, checked",
+    "resume": "a run that was stopped against an unbroken one",
+}
 CURVES = {name: DOCS / "results" / f"llm_{name}_tiny.csv" for name in ("compare", "prm")}
 
 
@@ -80,7 +90,34 @@ def blocks() -> dict[str, str]:
         **{f"llm_{name}": trap_text(name, policy) for name, policy in TRAPS.items()},
         **{name: passes(name) for name in ("passk_tiny", "passk_smollm2")},
         "passk_traps": traps_text(result("passk_traps")["rows"]),
+        "gpu": gpu_day_text(DOCS / "results" / "gpu"),
     }
+
+
+def gpu_day_text(folder: Path) -> str:
+    """Each part of the GPU day as a table of its rows, or that it was not measured."""
+    parts = []
+    for name, what in GPU_DAY.items():
+        file = folder / f"{name}.json"
+        if not file.exists():
+            parts.append(f"{name}: {what}\n  not measured yet: make gpu-day ARGS={name}")
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        facts = f"{found['card']}, {found['date']}, torch {found['versions']['torch']}"
+        lines = [(key, flat(row)) for key, row in found["rows"].items()]
+        parts.append(f"{name}: {what}\n  {facts}\n{text_table(('case', 'found'), lines)}")
+    return "\n\n".join(parts)
+
+
+def flat(row: dict) -> str:
+    """The numbers of a row by name, those inside others too; a sentence where it failed."""
+    if "failed" in row:
+        return row["failed"]
+    found = []
+    for name, value in row.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        found += [f"{name} {key}".strip() + f" {x:.4g}" for key, x in inner if isinstance(x, int | float)]
+    return ", ".join(found)
 
 
 def dial_text(controls: list[dict]) -> str:

@@ -20,8 +20,8 @@ ROWS = {
     "table1_speed": {"runs", "measured_alone", "largest_difference", "seconds", "times_faster"},
     "llm_speed": {"P", "G", "T", "model", "updates_per_minute", "times_faster", "share", "lambda_added_share"},
     "trap_update": {"policy", "updates", "seconds", "ratio", "share"},
-    "trl_packing": {"P", "G", "L", "T", "S", "model", "seconds", "ratio", "gradient_gap", "peak_mb"},
     "packing": {"P", "G", "L", "T", "S", "model", "seconds", "ratio", "auto", "gradient_gap", "peak_mb"},
+    "trl_packing": {"P", "G", "L", "T", "S", "model", "seconds", "ratio", "gradient_gap", "peak_mb"},
 }
 HAS_TRL = importlib.util.find_spec("trl") is not None
 RUN = [name for name in ROWS if HAS_TRL or name not in ("llm_speed", "trl_packing")]

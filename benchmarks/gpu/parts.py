@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -30,7 +31,7 @@ from minigrpo.llm.calibrate import calibrate  # noqa: E402
 from minigrpo.llm.experiments import theorem  # noqa: E402
 from minigrpo.llm.forward import pack_samples  # noqa: E402
 from minigrpo.llm.models import TINY  # noqa: E402
-from minigrpo.llm.runs import read_metrics  # noqa: E402
+from minigrpo.llm.runs import METRICS, read_metrics  # noqa: E402
 from minigrpo.llm.sampling import Samples, sample_completions  # noqa: E402
 from minigrpo.llm.settings import Settings  # noqa: E402
 from minigrpo.llm.update import set_attention  # noqa: E402
@@ -125,16 +126,24 @@ class Machine:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def run(self, *arguments: str) -> dict:
-        """Call `python -m minigrpo …`, stopped by Ctrl-C's signal when the part's time is over; it goes on next time."""
+    def run(self, *arguments: str, stop: Callable[[], bool] = lambda: False) -> dict:
+        """Call `python -m minigrpo …` as long as the part has time.
+
+        It is stopped by Ctrl-C's signal, after which it can go on the next time.
+
+        Args:
+            arguments: of the command.
+            stop: whether to stop it earlier, asked again and again.
+        """
         command = [sys.executable, "-m", "minigrpo", *arguments]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
-        try:
-            _, error = process.communicate(timeout=max(self.left - 20, 5))
-        except subprocess.TimeoutExpired:
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **streams)
+        while process.poll() is None and self.left > 20 and not stop():
+            time.sleep(0.05)
+        if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate()
+        _, error = process.communicate()
         if process.returncode not in (0, 130):
             raise RuntimeError(error.strip().splitlines()[-1] if error.strip() else f"exit code {process.returncode}")
         return {"finished": process.returncode == 0}
@@ -306,19 +315,25 @@ def lab09(machine: Machine) -> Cases:
 
 def resume(machine: Machine) -> Cases:
     """A run that was stopped and goes on against an unbroken one: the largest difference of each column."""
-    common = ("--device", machine.device, "--eval-size", "8", "--eval-every", "2", "--save-every", "2", "--quiet")
+    common = ("--device", machine.device, "--eval-size", "8", "--updates", "12", "--quiet")
+    columns = ("reward", "loss", "grad_norm")
 
     def measure() -> dict:
-        names = ("whole", "broken")
-        folders = [machine.runs / name for name in names]
-        for folder, updates in zip(folders, ("4", "2"), strict=True):
-            if not (folder / "manifest.json").exists():
-                machine.run("llm", "train", *common, "--updates", updates, "--out", str(folder))
-        machine.run("llm", "train", *common, "--updates", "4", "--out", str(folders[1]), "--resume")
-        whole, broken = (read_metrics(folder) for folder in folders)
-        columns = ("reward", "loss", "grad_norm")
-        pairs = [(a[name], b[name]) for a, b in zip(whole, broken, strict=True) for name in columns if name in a]
-        return {"updates": len(whole), "largest_difference": max(abs(a - b) for a, b in pairs)}
+        whole, broken = (machine.runs / name for name in ("whole", "broken"))
+        for folder in (whole, broken):
+            shutil.rmtree(folder, ignore_errors=True)
+        machine.run("llm", "train", *common, "--out", str(whole))
+
+        def begun() -> bool:
+            metrics = broken / METRICS
+            return metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 4
+
+        first = machine.run("llm", "train", *common, "--out", str(broken), stop=begun)
+        machine.run("llm", "train", *common, "--out", str(broken), "--resume")
+        rows = [read_metrics(folder) for folder in (whole, broken)]
+        pairs = [(a[name], b[name]) for a, b in zip(*rows, strict=True) for name in columns if name in a]
+        largest = max(abs(a - b) for a, b in pairs)
+        return {"updates": len(rows[0]) - 1, "was_stopped": not first["finished"], "largest_difference": largest}
 
     yield "tiny", measure
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from trl_runs import tiny, trainer
@@ -19,7 +20,7 @@ from minigrpo.integrations.trl import ProcessGRPOTrainer
 def facts_of(made):
     """The engine's name, and of the largest parameter its kind, its whole shape, and the shape that lies here."""
     largest = max(made.model_wrapped.parameters(), key=lambda weight: getattr(weight, "ds_numel", weight.numel()))
-    local = largest.to_local() if hasattr(largest, "to_local") else largest
+    local = largest.to_local() if isinstance(largest, DTensor) else largest
     return {
         "engine": made.accelerator.distributed_type.value,
         "processes": made.accelerator.num_processes,
@@ -41,7 +42,7 @@ def whole(made):
 
             gathered = deepspeed.zero.GatheredParameters([weight])
         with gathered:
-            value = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+            value = weight.full_tensor() if isinstance(weight, DTensor) else weight
             found[name] = value.detach().clone()
     return found
 

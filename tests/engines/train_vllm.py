@@ -43,9 +43,8 @@ if __name__ == "__main__":
     out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     more = {name: options.pop(name) for name in ("objective", "pack") if name in options}
-    resume = options.pop("resume", None)
     made = trainer(Spy, out, model=tiny().float(), more=more, **VLLM | options)
-    made.train(resume_from_checkpoint=resume)
+    made.train()
     engine = str(type(made.vllm_generation.llm).__module__)
     end = {"batches": made.seen, "losses": made.losses, "weights": weights(made), "engine": engine}
     torch.save(end, out / "end.pt")
