@@ -54,8 +54,8 @@ format: .venv/.installed-dev ## mend style and format
 bench: .venv/.installed ## run every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "Running $$script"; $(VENV_PY) "$$script" $(ARGS); done
 
-gpu-day: .venv/.installed ## measure all that a GPU is to be asked (ARGS=--dry-run: in miniature, on the CPU)
-	@$(VENV_PY) -m pip install -q --disable-pip-version-check -e ".[trl]" && $(VENV_PY) benchmarks/gpu/day.py $(ARGS)
+gpu-day: .venv/.installed-dev ## measure all that a GPU is to be asked (ARGS=--dry-run: in miniature, on the CPU)
+	@$(VENV_PY) benchmarks/gpu/day.py $(ARGS)
 
 site: .venv/.installed-site ## build the course site into build/site/html, offline
 	@$(VENV_PY) docs/site/build.py

@@ -25,11 +25,8 @@ from minigrpo.llm.models import load_model
 GRID = (
     ("smollm2-135m", 1, 8, 40, 16, 6),
     ("smollm2-135m", 1, 16, 256, 32, 6),
-    ("smollm2-135m", 1, 8, 64, 128, 0),
     ("smollm2-135m", 1, 4, 40, 300, 2),
     ("tiny", 8, 8, 14, 24, 6),
-    ("tiny", 8, 8, 14, 24, 0),
-    ("tiny", 1, 16, 32, 96, 0),
     ("tiny", 1, 4, 8, 120, 0),
 )
 QUICK = (("tiny", 2, 4, 10, 8, 3), ("tiny", 1, 4, 4, 100, 0))

@@ -398,7 +398,7 @@ def test_a_checkpoint_at_sigterm_waits_for_its_generation(tmp_path, asked, saved
 def test_vllm_samples_by_the_seed_that_was_asked_for(tmp_path, monkeypatch, ranks, expected):
     """Colocated vLLM seeds the whole process with 0 as it starts; those that share a model draw alike."""
     made = trainer(ProcessGRPOTrainer, tmp_path, seed=42)
-    made.args.use_vllm, made.args.vllm_tensor_parallel_size = True, ranks
+    made.args.use_vllm, made.args.vllm_mode, made.args.vllm_tensor_parallel_size = True, "colocate", ranks
     monkeypatch.setattr(type(made.accelerator), "process_index", property(lambda self: 3))
     torch.manual_seed(0)
     adapter.seed_vllm(made.args, made.accelerator)

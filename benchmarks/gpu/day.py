@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -65,8 +66,12 @@ def run_part(name: str, arguments: argparse.Namespace, out: Path) -> bool:
     check_writable(file)
     device = "cpu" if arguments.dry_run else "cuda"
     known = {} if arguments.again or not file.exists() else json.loads(file.read_text(encoding="utf-8"))["rows"]
+    now = facts(device, arguments.dry_run)
+    if known and (other := json.loads(file.read_text(encoding="utf-8")))["card"] != now["card"]:
+        print(f"{name}: {file} holds rows of {other['card']}, this is {now['card']}: take --again", file=sys.stderr)
+        return False
     rows = {key: row for key, row in known.items() if "failed" not in row and row.get("finished", True)}
-    result = facts(device, arguments.dry_run) | {"part": name, "rows": rows, "finished": False}
+    result = now | {"part": name, "rows": rows, "finished": False}
     runs = (REHEARSED if arguments.dry_run else ROOT / "runs" / "gpu-day") / "runs"
     machine = Machine(device, arguments.dry_run, runs, time.monotonic() + 60 * arguments.minutes)
     for key, measure in PARTS[name](machine):
@@ -91,8 +96,8 @@ def measured(measure) -> dict:
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         return {"failed": f"out of memory: {str(error).splitlines()[0]}"}
-    except (RuntimeError, ValueError) as error:
-        return {"failed": str(error).splitlines()[0]}
+    except (RuntimeError, ValueError, OSError, ImportError, subprocess.SubprocessError) as error:
+        return {"failed": (str(error).splitlines() or [type(error).__name__])[0]}
 
 
 def facts(device: str, dry_run: bool) -> dict:

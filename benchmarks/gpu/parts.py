@@ -6,6 +6,7 @@ is random is made from fixed seeds, so that a case is the same on every machine.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -107,18 +108,20 @@ class Machine:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def timed(self, call: Callable[[], object], repeats: int = 3) -> dict[str, float]:
-        """Median seconds of a call once warm, and the most memory that it holds on the card, in MB."""
+        """Median seconds of a call once warm, and the most memory it takes on the card beyond what is there, in MB."""
         call()
-        seconds = []
+        seconds, held = [], 0
         if self.device == "cuda":
+            gc.collect()  # what an earlier way has left
             torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
         for _ in range(1 if self.dry_run else repeats):
             self.finish()
             start = time.perf_counter()
             call()
             self.finish()
             seconds.append(time.perf_counter() - start)
-        peak = torch.cuda.max_memory_allocated() / 2**20 if self.device == "cuda" else None
+        peak = (torch.cuda.max_memory_allocated() - held) / 2**20 if self.device == "cuda" else None
         return {"seconds": statistics.median(seconds), "peak_mb": peak}
 
     def finish(self) -> None:
@@ -178,7 +181,7 @@ def packing(machine: Machine) -> Cases:
                         update()
 
                 row[way] = machine.timed(call)
-                gradients[way] = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+                gradients[way] = torch.cat([weight.grad.flatten() for weight in model.parameters()]).cpu()
             if "padded" in gradients:
                 theirs = gradients["padded"]
                 row["gradient_gap"] = ((gradients["packed"] - theirs).norm() / theirs.norm()).item()
@@ -189,13 +192,13 @@ def packing(machine: Machine) -> Cases:
 
 def trl(machine: Machine) -> Cases:
     """An update inside TRL, its own and with pack=True, on one micro-batch."""
-    from minigrpo.integrations.trl import ProcessGRPOTrainer
-
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     groups = ((1, 4, 24, 12, 4),) if machine.dry_run else GROUPS
     for shape, dtype, group in itertools.product(("135M", "1.5B"), DTYPES, groups):
 
         def measure(shape=shape, dtype=dtype, group=group) -> dict:
+            from minigrpo.integrations.trl import ProcessGRPOTrainer  # without TRL the row says so
+
             row = {"shape": shape, "dtype": dtype, "group": list(group)}
             low = dtype == "bfloat16"
             for way, more in (("trl", {}), ("packed", {"kind": ProcessGRPOTrainer, "pack": True})):
