@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -72,7 +73,9 @@ def run_part(name: str, arguments: argparse.Namespace, out: Path) -> bool:
         return False
     rows = {key: row for key, row in known.items() if "failed" not in row and row.get("finished", True)}
     result = now | {"part": name, "rows": rows, "finished": False}
-    runs = (REHEARSED if arguments.dry_run else ROOT / "runs" / "gpu-day") / "runs"
+    runs = (out / "runs" if arguments.dry_run else ROOT / "runs" / "gpu-day") / name
+    if arguments.again:
+        shutil.rmtree(runs, ignore_errors=True)
     machine = Machine(device, arguments.dry_run, runs, time.monotonic() + 60 * arguments.minutes)
     for key, measure in PARTS[name](machine):
         if key in rows:
@@ -85,7 +88,8 @@ def run_part(name: str, arguments: argparse.Namespace, out: Path) -> bool:
         what = rows[key].get("failed", f"{time.perf_counter() - start:.1f} s")
         print(f"{name}: {key}: {what}", file=sys.stderr)
         write_json(file, result)
-    write_json(file, result | {"finished": not any("failed" in row for row in rows.values())})
+    ended = all("failed" not in row and row.get("finished", True) for row in rows.values())
+    write_json(file, result | {"finished": ended})
     return not any("failed" in row for row in rows.values())
 
 

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from packing import group_of, trl_of, updates_of  # noqa: E402
 
+from minigrpo.llm import gpu  # noqa: E402
 from minigrpo.llm.calibrate import calibrate  # noqa: E402
 from minigrpo.llm.experiments import theorem  # noqa: E402
 from minigrpo.llm.forward import pack_samples  # noqa: E402
@@ -38,42 +39,10 @@ from minigrpo.llm.settings import Settings  # noqa: E402
 from minigrpo.llm.update import set_attention  # noqa: E402
 
 Cases = Iterator[tuple[str, Callable[[], dict]]]
-SHAPES = {  # random weights of these: SmolLM2-135M's and Qwen2.5-1.5B's
-    "135M": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            max_position_embeddings=8192,
-            tie_word_embeddings=True,
-        )
-    ),
-    "1.5B": lambda: Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=151936,
-            hidden_size=1536,
-            intermediate_size=8960,
-            num_hidden_layers=28,
-            num_attention_heads=12,
-            num_key_value_heads=2,
-            max_position_embeddings=8192,
-            tie_word_embeddings=True,
-        )
-    ),
-    "miniature": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-        )
-    ),
+SHAPES = {  # the sizes of these models, with the width of a head; a miniature for the rehearsal
+    "135M": (gpu.SHAPES["smollm2-135m"], 64),
+    "1.5B": (gpu.SHAPES["Qwen/Qwen2.5-1.5B-Instruct"], 128),
+    "miniature": (gpu.Shape(layers=2, hidden=32, inner=64, keys=16, vocabulary=64, tied=True), 16),
 }
 # (P, G, L, T, S) of about 512 to 8,192 tokens a packed tree: short answers to a long prompt, and long ones
 GROUPS = ((1, 8, 256, 48, 16), (1, 8, 512, 96, 32), (1, 8, 1024, 160, 32), (1, 8, 512, 512, 64), (1, 16, 512, 512, 32))
@@ -96,10 +65,21 @@ class Machine:
         return self.until - time.monotonic()
 
     def model(self, shape: str, attention: str = "default") -> torch.nn.Module:
-        """Random weights of a shape, the same each time."""
+        """A Llama of random weights, the same each time."""
+        sizes, head = SHAPES["miniature" if self.dry_run else shape]
+        config = LlamaConfig(
+            vocab_size=sizes.vocabulary,
+            hidden_size=sizes.hidden,
+            intermediate_size=sizes.inner,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.hidden // head,
+            num_key_value_heads=sizes.keys // head,
+            max_position_embeddings=8192,
+            tie_word_embeddings=sizes.tied,
+        )
         torch.manual_seed(0)
         with torch.device(self.device):
-            model = SHAPES["miniature" if self.dry_run else shape]().train()
+            model = LlamaForCausalLM(config).train()
         set_attention(model, "default" if self.dry_run else attention)
         return model
 
@@ -185,6 +165,7 @@ def packing(machine: Machine) -> Cases:
             if "padded" in gradients:
                 theirs = gradients["padded"]
                 row["gradient_gap"] = ((gradients["packed"] - theirs).norm() / theirs.norm()).item()
+                row["ratio"] = row["padded"]["seconds"] / row["packed"]["seconds"]
             return row
 
         yield name, measure
@@ -245,7 +226,8 @@ def speed(machine: Machine) -> Cases:
 
             row = {"dtype": dtype, "P": P, "G": G, "T": T}
             for name, call in (("ours", ours), ("generate", theirs)):
-                row[name] = machine.timed(call) | {"tokens": P * G * T}
+                row[name] = machine.timed(call)
+                row[name]["tokens_per_second"] = P * G * T / row[name]["seconds"]
             return row
 
         yield f"{dtype} {P}×{G}×{T}", measure
@@ -276,7 +258,13 @@ def learning(machine: Machine) -> Cases:
         machine.runs.mkdir(parents=True, exist_ok=True)
         ended = machine.run("llm", "compare", *size, "--out", str(out), "--json", str(file), "--quiet")
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": [], "differences": []}
-        return ended | {"rows": found["rows"], "differences": found["differences"]}
+        ends: dict[str, list[float]] = {}
+        for row in found["rows"]:
+            ends.setdefault(row["objective"], []).append(row["last"])
+        means = {name: statistics.mean(last) for name, last in ends.items()}
+        return (
+            ended | {"runs": len(found["rows"]), "end": means} | {name: found[name] for name in ("rows", "differences")}
+        )
 
     yield "gpu16", measure
 
@@ -332,11 +320,13 @@ def resume(machine: Machine) -> Cases:
             return metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 4
 
         first = machine.run("llm", "train", *common, "--out", str(broken), stop=begun)
+        if first["finished"]:
+            raise RuntimeError("the run was over before it could be stopped")
         machine.run("llm", "train", *common, "--out", str(broken), "--resume")
         rows = [read_metrics(folder) for folder in (whole, broken)]
         pairs = [(a[name], b[name]) for a, b in zip(*rows, strict=True) for name in columns if name in a]
         largest = max(abs(a - b) for a, b in pairs)
-        return {"updates": len(rows[0]) - 1, "was_stopped": not first["finished"], "largest_difference": largest}
+        return {"updates": len(rows[0]) - 1, "largest_difference": largest}
 
     yield "tiny", measure
 

@@ -94,6 +94,7 @@ def cost(model: str, updates: int) -> list[dict]:
             args=args,
             train_dataset=Dataset.from_dict({"prompt": chats}),
             processing_class=loaded.tokenizer,
+            pack=False,  # TRL's own update, to which the objective adds
         )
         trainer.train()
     outer, inner = (spent[f"{kind}.{names[0]}"] for kind in ("ProcessGRPOTrainer", "GRPOTrainer"))

@@ -33,9 +33,8 @@ except ModuleNotFoundError as error:
         'this version of trl has no AsyncGRPOTrainer that packs trees: pip install "trl>=1.16"'
     ) from error
 
-PUSH = (
-    "push"  # the key under which the values travel with a sample's metrics, as far as the collator
-)
+# the key under which the values travel with a sample's metrics, as far as the collator
+PUSH = "push"
 
 
 class WholeGroups:

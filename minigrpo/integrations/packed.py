@@ -68,7 +68,7 @@ class Packing:
         self.unfit: str | None = None if wanted else "pack is False"
         if wanted:
             set_attention(base, "default")  # the mask block by block, where that is of use
-            self.window, self.told = window_of(base), False
+            self.window, self.told = window_of(base), False  # said once that rows are not packed
         if wanted == "auto":
             self.costs = measured_costs(base, accelerator)
 
@@ -110,9 +110,9 @@ class Packing:
         if self.unfit:
             return None
         if any(value is not None and value is not False for value in others.values()):
-            return self._told("the model is given more than tokens")
+            return self._tell("the model is given more than tokens")
         if attention_mask.shape[1] > self.window:
-            return self._told(f"the model's sliding window of {self.window} tokens is too short")
+            return self._tell(f"the model's sliding window of {self.window} tokens is too short")
         forests = self._forests(input_ids, attention_mask, T, batch_size or len(input_ids))
         if not forests:
             return None
@@ -130,7 +130,7 @@ class Packing:
         logps, entropy = zip(*found, strict=True)
         return torch.cat(logps), torch.cat(entropy) if entropies else None
 
-    def _told(self, reason: str) -> None:
+    def _tell(self, reason: str) -> None:
         """Say, the first time, why some rows are not packed."""
         if not self.told:
             warnings.warn(f"some updates are not packed: {reason}", stacklevel=5)
