@@ -78,6 +78,12 @@ def test_time_is_kept_and_too_little_changes_nothing(model):
     assert next(ticks) < 30  # and not for all the shapes
 
 
+def test_the_first_pass_is_made_however_little_time_there_is(model):
+    ticks = count(step=100)
+    _, rows = calibrate(model, tuple(FORWARDS), seconds=1e-9, clock=lambda: float(next(ticks)))
+    assert len(rows) == 1
+
+
 def test_no_trace_in_the_model(model):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     state = torch.random.get_rng_state()

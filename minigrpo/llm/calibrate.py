@@ -101,7 +101,7 @@ def _timed(
             layout = FORWARDS[name].layout(samples)
             cost = FORWARDS[name].cost(layout, sizes)
             left = seconds - (clock() - start)
-            if 2 * rate * cost > left:  # one to warm up, one that counts
+            if rate and 2 * rate * cost > left:  # one to warm up, one that counts
                 return
             taken = [_pass_seconds(model, name, layout, clock) for _ in range(2)]
             rate = taken[1] / cost
