@@ -1,5 +1,6 @@
 """TRL with rows packed as a forest: the same training as by TRL's own passes, and each shared token once."""
 
+import json
 import warnings
 
 import pytest
@@ -262,6 +263,29 @@ def test_dropout_is_told_and_trained_unpacked(tmp_path):
     with pytest.warns(UserWarning, match="updates are not packed: its log-probs differ by .* as dropout would"):
         made.train()
     assert "dropout" in made._packing.unfit
+
+
+def test_the_probe_draws_nothing_of_the_runs(tmp_path):
+    """A resumed run asks it again, and must go on as an unbroken one: dropout is what draws."""
+    made = trainer(ProcessGRPOTrainer, tmp_path, model=all_float64(tmp_path, 0.5), more={"pack": True})
+    made.model.train()
+    state = torch.random.get_rng_state()
+    ids, mask = rows()
+    with pytest.warns(UserWarning, match="as dropout would make them"):
+        made._get_per_token_logps_and_entropies(made.model, ids, mask, 6)
+    asked = torch.random.get_rng_state()
+    torch.random.set_rng_state(state)
+    made._get_per_token_logps_and_entropies(made.model, ids, mask, 6)
+    assert torch.equal(asked, torch.random.get_rng_state())
+    assert not torch.equal(asked, state)  # TRL's own pass draws
+
+
+def test_what_is_saved_names_no_attention_of_ours(tmp_path):
+    made = trainer(ProcessGRPOTrainer, tmp_path, more={"pack": "auto"})
+    made.save_model(str(tmp_path / "saved"))
+    assert made.model.config._attn_implementation == TREE
+    assert TREE not in json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8")).values()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").config._attn_implementation != TREE
 
 
 def test_a_model_that_takes_no_mask_is_told(tmp_path, monkeypatch):

@@ -104,7 +104,10 @@ class Packing:
             Log-probs and entropies (B, T); None where TRL's own way is to be taken.
         """
         if self.unfit is None:
-            self.unfit = self._probed(model, config, plain, temperature)
+            # the probe draws from no stream of the run's: a resumed one asks it again
+            cards = [input_ids.device] if input_ids.is_cuda else []
+            with torch.random.fork_rng(devices=cards):
+                self.unfit = self._probed(model, config, plain, temperature)
             if self.unfit:
                 warnings.warn(f"updates are not packed: {self.unfit}", stacklevel=4)
         if self.unfit:
