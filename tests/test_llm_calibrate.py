@@ -84,6 +84,22 @@ def test_the_first_pass_is_made_however_little_time_there_is(model):
     assert len(rows) == 1
 
 
+def test_too_little_memory_ends_it(model, monkeypatch):
+    seconds = module._pass_seconds
+    passes = count()
+
+    def short(*arguments):
+        if next(passes) >= 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return seconds(*arguments)
+
+    monkeypatch.setattr(module, "_pass_seconds", short)
+    costs, rows = calibrate(model, tuple(FORWARDS), seconds=60.0)
+    assert len(rows) == 6
+    assert costs != forward_costs(model)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 def test_no_trace_in_the_model(model):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     state = torch.random.get_rng_state()

@@ -65,7 +65,8 @@ def calibrate(
     Args:
         model: as it is trained, under its autocast; its gradients are dropped.
         forwards: of FORWARDS, those that it may use.
-        seconds: after which no pass is begun but the first; one that would not end by then is left out.
+        seconds: after which no pass is begun but the first; one that would not end by then is left out, as is all that
+            comes after one for which memory is too short.
         clock: seconds.
 
     Returns:
@@ -103,7 +104,11 @@ def _timed(
             left = seconds - (clock() - start)
             if rate and 2 * rate * cost > left:  # one to warm up, one that counts
                 return
-            taken = [_pass_seconds(model, name, layout, clock) for _ in range(2)]
+            try:
+                taken = [_pass_seconds(model, name, layout, clock) for _ in range(2)]
+            except torch.OutOfMemoryError:  # a run's own batches may be smaller
+                model.zero_grad(set_to_none=True)
+                return
             rate = taken[1] / cost
             yield Timed(name, shape, terms(name, layout, sizes), min(taken))
 
