@@ -17,6 +17,8 @@ import yaml
 
 pytest.importorskip("vllm", reason="make test-engines runs this in an environment with vLLM's CPU build")
 
+from peft import LoraConfig, get_peft_model
+from train_vllm import LORA
 from trl_runs import tiny
 
 from minigrpo import OBJECTIVES, policy_loss
@@ -52,10 +54,11 @@ def trained(out, **options):
     return torch.load(out / "end.pt")
 
 
-def logps_of(weights, batch):
+def logps_of(weights, batch, model=None):
     """The model with some weights, and ln π of the completions by a plain pass in float64."""
-    model = tiny()
-    model.load_state_dict({name: value.double() for name, value in weights.items()}, strict=False)
+    model = model or tiny()
+    missing = model.load_state_dict({name: value.double() for name, value in weights.items()}, strict=False)
+    assert not missing.unexpected_keys
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -155,6 +158,36 @@ def test_seeds_sample_differently(tmp_path):
     )
     assert first == again
     assert first != second
+
+
+def test_vllm_samples_by_the_adapters(tmp_path):
+    """Its log-probs are those of the model with its adapters as trained, and far from those of the model alone."""
+    options = {"objective": "lambda_grpo", "temperature": TAU, "learning_rate": 0.5, "max_steps": 3}
+    options |= {"num_generations": G, "per_device_train_batch_size": 32, "max_completion_length": 12}
+    batches = trained(tmp_path / "run", lora=True, **options)["batches"]
+    adapted = get_peft_model(tiny(), LoraConfig(**LORA)).double()
+    for number, batch in enumerate(batches):
+        mask = batch["completion_mask"].bool()
+        with torch.no_grad():
+            gap, other = (
+                (logps_of(weights, batch, model)[1] - batch["sampling_per_token_logps"])[mask].abs().max()
+                for weights, model in ((batch["weights"], adapted), ({}, None))
+            )
+        assert gap < 1e-4
+        assert number == 0 or other > 0.1
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+    """Two updates, and four more from the checkpoint: vLLM's own randomness goes on too."""
+    options = {"objective": "lambda_grpo", "temperature": 1.2, "learning_rate": 0.01, "max_steps": 6}
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    whole = trained(tmp_path / "whole", **options)
+    resumed = trained(tmp_path / "whole", **options, resume=str(tmp_path / "whole" / "checkpoint-2"))
+    assert len(whole["batches"]) == 6
+    assert len(resumed["batches"]) == 4
+    assert resumed["losses"] == pytest.approx(whole["losses"][2:], rel=1e-6)
+    assert (flat(whole["weights"]) - flat(resumed["weights"])).abs().max() < 1e-7
+    assert (flat(whole["weights"]) - flat(whole["batches"][2]["weights"])).abs().max() > 1e-3
 
 
 CHANGES = [

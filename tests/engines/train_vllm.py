@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from trl_runs import tiny, trainer, weights
@@ -17,6 +18,7 @@ VLLM = {
     "vllm_max_model_length": 128,
     "vllm_importance_sampling_mode": "token_truncate",
 }
+LORA = {"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "sampling_per_token_logps")
 
 
@@ -43,8 +45,10 @@ if __name__ == "__main__":
     out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     more = {name: options.pop(name) for name in ("objective", "pack") if name in options}
-    made = trainer(Spy, out, model=tiny().float(), more=more, **VLLM | options)
-    made.train()
+    adapters = LoraConfig(**LORA) if options.pop("lora", False) else None
+    checkpoint = options.pop("resume", None)
+    made = trainer(Spy, out, model=tiny().float(), peft_config=adapters, more=more, **VLLM | options)
+    made.train(resume_from_checkpoint=checkpoint)
     engine = str(type(made.vllm_generation.llm).__module__)
     end = {"batches": made.seen, "losses": made.losses, "weights": weights(made), "engine": engine}
     torch.save(end, out / "end.pt")
