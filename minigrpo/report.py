@@ -97,13 +97,20 @@ def render(figure: Figure, kind: str) -> bytes:
     return file.getvalue()
 
 
-def report(path: str | Path, sections: Iterable[tuple[str, Sequence[Block]]], title: str) -> Path:
+def report(
+    path: str | Path,
+    sections: Iterable[tuple[str, Sequence[Block]]],
+    title: str,
+    *,
+    refresh: int | None = None,
+) -> Path:
     """Write one self-contained HTML file: figures are inside, nothing is fetched or run.
 
     Args:
         path: of the page.
         sections: heading and contents of each.
         title: of the page.
+        refresh: seconds after which a browser reads the page again; None: never.
 
     Raises: TypeError for another block; OSError as `write_text`.
     """
@@ -120,6 +127,7 @@ def report(path: str | Path, sections: Iterable[tuple[str, Sequence[Block]]], ti
         '<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        *([f'<meta http-equiv="refresh" content="{refresh}">'] if refresh else []),
         f"<title>{html.escape(title)}</title>",
         f"<style>{STYLE}</style>",
     ]

@@ -1,4 +1,4 @@
-"""`python -m minigrpo llm train | eval | theorem | overlap | compare | passk | calibrate | plot | table2`."""
+"""`python -m minigrpo llm COMMAND`: on runs (train, eval, compare, passk, plan, board) and on the idea (all others)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import dataclasses
 import datetime
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minigrpo.commands import INTERRUPTED, collect, run
 from minigrpo.files import check_writable, write_json, write_text
 from minigrpo.llm import table2
+from minigrpo.llm.gpu import CARDS, PROMPT
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.settings import add_options, given
@@ -43,26 +46,57 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m minigrpo llm", description="The objectives on language models."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_runs(commands)
+    _add_looks(commands)
+    _add_class(commands)
+    return parser
 
-    def command(
-        name: str, call: Callable[[argparse.Namespace], int] | None, text: str, json: bool = True
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=call, json=None)
-        if json:
-            sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
-        sub.add_argument(
-            "--quiet", action="store_true", help="no progress bar, no word on what was found"
-        )
-        return sub
 
-    sub = command("train", _train, "fine-tune a model with a verifiable reward")
+def _command(
+    commands: Any,
+    name: str,
+    call: Callable[[argparse.Namespace], int] | None,
+    text: str,
+    json: bool = True,
+) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        commands: where it is added.
+        name: of it.
+        call: what runs it.
+        text: what it does.
+        json: whether it takes --json.
+    """
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(run=call, json=None)
+    if json:
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    sub.add_argument(
+        "--quiet", action="store_true", help="no progress bar, no word on what was found"
+    )
+    return sub
+
+
+def _add_runs(commands: Any) -> None:
+    """Commands that train and evaluate."""
+    sub = _command(commands, "train", _train, "fine-tune a model with a verifiable reward")
     _add_settings(sub)
     sub.add_argument("--out", type=Path, required=True, help="the run's folder")
-    sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    text = "go on where the folder has a checkpoint, else start; for jobs that may be started again"
+    how.add_argument("--auto-resume", action="store_true", help=text)
+    text = "stop in time with a checkpoint, as at Ctrl-C (exit code 130)"
+    sub.add_argument("--max-minutes", type=float, help=text)
+    text = "report rows to: tensorboard, trackio, wandb, where installed (default: none)"
+    sub.add_argument("--report-to", nargs="+", default=[], metavar="TRACKER", help=text)
 
-    sub = command(
-        "eval", _eval, "accuracy of a run's last checkpoint, or of a model, on held-out problems"
+    sub = _command(
+        commands,
+        "eval",
+        _eval,
+        "accuracy of a run's last checkpoint, or of a model, on held-out problems",
     )
     sub.add_argument(
         "--run",
@@ -84,26 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
     text = "0 is greedy (default: 0 for one sample, that of the settings for more)"
     sub.add_argument("--temperature", dest="eval_temperature", type=float, help=text)
 
-    sub = command(
-        "theorem", _theorem, "grpo and prm give one gradient on the whole model, on its own samples"
-    )
-    _add_settings(
-        sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed")
-    )
-
-    sub = command(
-        "overlap", _overlap, "how much the completions of a run's groups shared as it trained"
-    )
-    sub.add_argument("run_folder", type=Path, help="a run's folder")
-    sub.add_argument("--out", type=Path, help="draw it there too: a .png or .svg file")
-    sub.formatter_class = argparse.RawDescriptionHelpFormatter
-    sub.epilog = (
-        "path depth: distinct sets λ along a completion, minus one; proportion: share of its tokens outside its last\n"
-        "step, which are those it shares on the way; step size: the mean of |λ|, from 1 (nothing shared) to G"
-    )
-
-    sub = command(
-        "compare", _compare, "train objectives with paired seeds; finished runs are skipped"
+    sub = _command(
+        commands,
+        "compare",
+        _compare,
+        "train objectives with paired seeds; finished runs are skipped",
     )
     _add_settings(sub, without=("objective", "learning_rate", "seed"))
     sub.add_argument("--out", type=Path, required=True, help="the folder of the runs' folders")
@@ -128,15 +147,45 @@ def build_parser() -> argparse.ArgumentParser:
         help="write the curves there: a line an evaluation of a run",
     )
 
-    sub = command(
-        "passk", _passk, "pass@1, pass@2, … of every run of comparisons, and paired differences"
+    sub = _command(
+        commands,
+        "passk",
+        _passk,
+        "pass@1, pass@2, … of every run of comparisons, and paired differences",
     )
     sub.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="compare's --out")
     sub.add_argument("--samples", type=int, default=64, help="n, of each problem (default 64)")
     sub.add_argument("--threads", type=int, default=1, help="torch's (default 1)")
 
+
+def _add_looks(commands: Any) -> None:
+    """Commands that measure and draw."""
+    sub = _command(
+        commands,
+        "theorem",
+        _theorem,
+        "grpo and prm give one gradient on the whole model, on its own samples",
+    )
+    _add_settings(
+        sub, only=("model", "task", "group_size", "max_new_tokens", "temperature", "device", "seed")
+    )
+
+    sub = _command(
+        commands,
+        "overlap",
+        _overlap,
+        "how much the completions of a run's groups shared as it trained",
+    )
+    sub.add_argument("run_folder", type=Path, help="a run's folder")
+    sub.add_argument("--out", type=Path, help="draw it there too: a .png or .svg file")
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    sub.epilog = (
+        "path depth: distinct sets λ along a completion, minus one; proportion: share of its tokens outside its last\n"
+        "step, which are those it shares on the way; step size: the mean of |λ|, from 1 (nothing shared) to G"
+    )
+
     text = "time a few passes, and say what the cost model makes of them on this machine"
-    sub = command("calibrate", _calibrate, text)
+    sub = _command(commands, "calibrate", _calibrate, text)
     only = (
         "model",
         "lora_rank",
@@ -152,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     text = "draw accuracy and reward of runs over updates, with the mean and interval of seeds"
-    sub = command("plot", _plot, text, json=False)
+    sub = _command(commands, "plot", _plot, text, json=False)
     sub.add_argument(
         "runs",
         type=Path,
@@ -161,9 +210,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
 
-    sub = command("table2", None, "the paper's Table 2: five benchmarks of mathematics", json=False)
+    sub = _command(
+        commands, "table2", None, "the paper's Table 2: five benchmarks of mathematics", json=False
+    )
     table2.add_commands(sub)
-    return parser
+
+
+def _add_class(commands: Any) -> None:
+    """Commands for many runs on shared machines."""
+    text = "memory, hours and price of a class's runs on its cards, computed"
+    sub = _command(commands, "plan", _plan, text)
+    _add_settings(sub)
+    sub.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="of labs/gpu, in place of a preset"
+    )
+    sub.add_argument("--card", default="a10", help=f"one of {', '.join(CARDS)} (default a10)")
+    sub.add_argument("--cards", type=int, default=1, help="that the class shares (default 1)")
+    text = "over which a run of a recipe is spread (default 1)"
+    sub.add_argument("--cards-a-run", type=int, default=1, help=text)
+    sub.add_argument("--students", type=int, default=30, help="of the class (default 30)")
+    sub.add_argument("--runs-each", type=int, default=1, help="of a student (default 1)")
+    text = f"of a prompt, with template and system prompt (default {PROMPT})"
+    sub.add_argument("--prompt-tokens", type=int, default=PROMPT, help=text)
+
+    text = "all runs in and below some folders: how far, how well, what they warn of"
+    sub = _command(commands, "board", _board, text)
+    sub.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders above such")
+    sub.add_argument("--page", type=Path, metavar="FILE", help="write it as one HTML page too")
+    text = "show it again every so many seconds (default 10), until Ctrl-C"
+    sub.add_argument("--watch", type=int, nargs="?", const=10, metavar="SECONDS", help=text)
 
 
 def _add_settings(
@@ -213,7 +288,7 @@ def _progress(arguments: argparse.Namespace) -> bool:
 
 def _train(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.experiments import summary
-    from minigrpo.llm.runs import METRICS, read_metrics
+    from minigrpo.llm.runs import METRICS, can_resume, read_metrics
     from minigrpo.llm.training import train
 
     settings = _settings(arguments)
@@ -221,7 +296,9 @@ def _train(arguments: argparse.Namespace) -> int:
     finished = train(
         settings,
         arguments.out,
-        resume=arguments.resume,
+        resume=arguments.resume or (arguments.auto_resume and can_resume(arguments.out)),
+        max_minutes=arguments.max_minutes,
+        report_to=arguments.report_to,
         progress=_progress(arguments),
         tell=not arguments.quiet,
     )
@@ -437,3 +514,44 @@ def _plot(arguments: argparse.Namespace) -> int:
 
     print(save(plot_curves(read_curves(arguments.runs)), arguments.out))
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.plan import card_of, plan_recipe, plan_row, plan_settings, plan_text
+
+    people = {
+        "card": card_of(arguments.card),
+        "cards": arguments.cards,
+        "students": arguments.students,
+        "runs_each": arguments.runs_each,
+    }
+    if arguments.recipe:
+        if arguments.preset or given(arguments, Settings):
+            raise ValueError("--recipe has a model and settings of its own: leave out the others")
+        found = plan_recipe(arguments.recipe, cards_a_run=arguments.cards_a_run, **people)
+    else:
+        name = arguments.preset or "class"
+        settings = _settings(arguments, PRESETS[name].settings)
+        found = plan_settings(name, settings, arguments.prompt_tokens, **people)
+    print(plan_text(found))
+    if arguments.json:
+        write_json(arguments.json, plan_row(found))
+    return 0
+
+
+def _board(arguments: argparse.Namespace) -> int:
+    from minigrpo.llm.board import board_text, read_board, write_page
+
+    if arguments.watch is not None and arguments.watch < 1:
+        raise ValueError(f"--watch must be at least 1 second, got {arguments.watch}")
+    while True:
+        lines = read_board(arguments.runs)
+        clear = "\x1b[2J\x1b[H" if arguments.watch and sys.stdout.isatty() else ""
+        print(f"{clear}{board_text(lines)}", flush=True)
+        if arguments.page:
+            write_page(arguments.page, lines, arguments.runs, arguments.watch)
+        if arguments.json:
+            write_json(arguments.json, {"rows": [dataclasses.asdict(line) for line in lines]})
+        if not arguments.watch:
+            return 0
+        time.sleep(arguments.watch)

@@ -67,6 +67,7 @@ class Card:
 
 
 SHAPES = {
+    "tiny": Shape(4, 128, 344, 128, 21, True),
     "smollm2-135m": Shape(30, 576, 1536, 192, 49152, True),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Shape(24, 2048, 8192, 2048, 49152, True),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": Shape(28, 1536, 8960, 256, 151936, False),
@@ -79,6 +80,25 @@ T4 = Card("T4", 16, 8.1e12, 0.32e12)
 A10 = Card("A10", 24, 125e12, 0.6e12, 1.0)
 A100 = Card("A100", 80, 312e12, 2.0e12, 2.0)
 H100 = Card("H100", 80, 989e12, 3.35e12, 3.0)
+# by the name that `llm plan --card` takes; prices are rough guesses, 0 where a card is rather owned
+CARDS = {
+    "t4": T4,
+    "l4": Card("L4", 24, 121e12, 0.3e12, 0.8),
+    "a10": A10,
+    "rtx3090": Card("RTX 3090", 24, 71e12, 0.94e12),
+    "rtx4090": Card("RTX 4090", 24, 165e12, 1.0e12),
+    "a100-40": Card("A100 40 GB", 40, 312e12, 1.56e12, 1.5),
+    "a100": A100,
+    "h100": H100,
+    "cpu": Card("laptop's CPU, a thread", 16, 120e9, 30e9),
+}
+
+
+def shape_of(model: str) -> Shape:
+    """The shape of a model. Raises: ValueError for one that is not in SHAPES."""
+    if model not in SHAPES:
+        raise ValueError(f"the shape of model {model!r} is not known, only of {', '.join(SHAPES)}")
+    return SHAPES[model]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,15 +106,19 @@ H100 = Card("H100", 80, 989e12, 3.35e12, 3.0)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def memory(settings: Settings) -> dict[str, float]:
+def memory(settings: Settings, prompt: int = PROMPT) -> dict[str, float]:
     """GB that a run of `llm train` needs at most: weights, and the larger of its KV cache and its training pass.
 
         weights = 16·trained + 4·frozen;   KV = 2·4·layers·keys·P·G·(prompt + T)
         logits = 24·B·T·V;   activations = 4·B·(prompt + T)·Σ over layers of what backward needs
 
-    Raises: KeyError for a model whose shape is not in SHAPES.
+    Args:
+        settings: of the run.
+        prompt: tokens of a prompt, with template and system prompt.
+
+    Raises: ValueError for a model whose shape is not in SHAPES.
     """
-    shape = SHAPES[settings.model]
+    shape = shape_of(settings.model)
     T = settings.max_new_tokens
     completions = settings.prompts * settings.group_size
     trained = shape.adapters(settings.lora_rank) if settings.lora_rank else shape.parameters
@@ -108,19 +132,20 @@ def memory(settings: Settings) -> dict[str, float]:
         floats = shape.layers * layer
     parts = {
         "weights": TRAINED * trained + WEIGHT * frozen,
-        "KV cache": 2 * WEIGHT * shape.layers * shape.keys * completions * (PROMPT + T),
+        "KV cache": 2 * WEIGHT * shape.layers * shape.keys * completions * (prompt + T),
         "logits": PER_LOGIT * settings.micro_batch * T * shape.vocabulary,
-        "activations": WEIGHT * settings.micro_batch * (PROMPT + T) * floats,
+        "activations": WEIGHT * settings.micro_batch * (prompt + T) * floats,
     }
     parts = {name: value / 1e9 for name, value in parts.items()}
     largest = max(parts["KV cache"], parts["logits"] + parts["activations"])
     return parts | {"all": RESERVED + parts["weights"] + largest}
 
 
-def minutes(settings: Settings, card: Card) -> float:
-    """Minutes of a run of `llm train`: decoding bound by launches or by reading, training by products.
+def minutes(settings: Settings, card: Card, prompt: int = PROMPT) -> float:
+    """Minutes of a run of `llm train`: decoding bound by launches, reading or products, training by products.
 
-        decoding = T · max(launch · layers, (4·parameters + cache) / (0.5 · bandwidth))
+        decoding = T · max(launch · layers, (4·parameters + cache) / (0.5 · bandwidth), products)
+        products of decoding = 2 · parameters · P·G / (0.3 · flops)
         training = products · parameters · P·G·(prompt + T) / (0.3 · flops)
 
     A token costs 2 products a parameter forward, twice that backward; a frozen weight has no gradient of its own.
@@ -128,14 +153,16 @@ def minutes(settings: Settings, card: Card) -> float:
     Args:
         settings: of the run.
         card: it runs on.
+        prompt: tokens of a prompt, with template and system prompt.
     """
-    shape = SHAPES[settings.model]
+    shape = shape_of(settings.model)
     T = settings.max_new_tokens
 
     def decoding(completions: float) -> float:
-        cache = 2 * WEIGHT * shape.layers * shape.keys * completions * (PROMPT + T / 2)
+        cache = 2 * WEIGHT * shape.layers * shape.keys * completions * (prompt + T / 2)
         reading = (WEIGHT * shape.parameters + cache) / (BANDWIDTH * card.bandwidth)
-        return T * max(LAUNCH * shape.layers, reading)
+        products = 2 * shape.parameters * completions / (UTILISATION * card.flops)
+        return T * max(LAUNCH * shape.layers, reading, products)
 
     completions = settings.prompts * settings.group_size
     products = (
@@ -143,7 +170,7 @@ def minutes(settings: Settings, card: Card) -> float:
         + 2 * settings.gradient_checkpointing
         + 2 * (settings.beta > 0)
     )
-    flops = products * shape.parameters * completions * (PROMPT + T)
+    flops = products * shape.parameters * completions * (prompt + T)
     training = settings.iterations * flops / (UTILISATION * card.flops)
     evaluations = settings.updates // settings.eval_every + 1
     evaluation = settings.eval_size / EVAL_BATCH * decoding(EVAL_BATCH)

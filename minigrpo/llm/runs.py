@@ -97,6 +97,12 @@ def has_checkpoint(run: Path) -> bool:
     return (run / CHECKPOINT).exists()
 
 
+def can_resume(run: Path) -> bool:
+    """Whether a folder holds a run with a checkpoint to go on from. What is left of one without is cleared away."""
+    clear_unsaved(run)
+    return has_manifest(run)
+
+
 def clear_unsaved(run: Path) -> None:
     """Clear away what a run left that has no checkpoint: it can only begin anew. Rows without a manifest stay."""
     if not has_manifest(run) or has_checkpoint(run):
@@ -207,6 +213,12 @@ def write_manifest(
         "found": dict(found),
     }
     write_json(run / MANIFEST, content)
+
+
+def note_resumed(run: Path, update: int) -> None:
+    """Add the update from which a run goes on to `resumed` in its manifest. Raises: ValueError, OSError."""
+    manifest = read_manifest(run)
+    write_json(run / MANIFEST, manifest | {"resumed": [*manifest.get("resumed", []), update]})
 
 
 def _git_revision() -> str | None:

@@ -1,10 +1,13 @@
-"""SIGTERM and Ctrl-C as a wish to stop, so that a run can finish what it is at."""
+"""SIGTERM, Ctrl-C and the end of one's time as a wish to stop, so that a run can finish what it is at."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import signal
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from types import FrameType
 
 from tqdm.auto import tqdm
@@ -27,3 +30,29 @@ def stop_signals() -> Generator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def deadline(max_minutes: float | None) -> Callable[[], bool]:
+    """Begin to count. What is returned is called after each round, and says whether another fits into the time.
+
+    A round takes as long as the longest so far; the time before the first is no round. The answer no is told.
+
+    Args: max_minutes: from now on; None: there is no end.
+    Raises: ValueError where it is not above 0.
+    """
+    if max_minutes is not None and not max_minutes > 0:
+        raise ValueError(f"max_minutes must be above 0, got {max_minutes:g}")
+    end = time.monotonic() + 60 * (math.inf if max_minutes is None else max_minutes)
+    rounds: list[float] = []  # when each ended
+
+    def in_time() -> bool:
+        rounds.append(time.monotonic())
+        longest = max((b - a for a, b in itertools.pairwise(rounds)), default=0.0)
+        fits = rounds[-1] + longest < end
+        if not fits:
+            tqdm.write(
+                f"stopping with a checkpoint: another update may not end within {max_minutes:g} minutes"
+            )
+        return fits
+
+    return in_time

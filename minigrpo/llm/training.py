@@ -18,6 +18,7 @@ from __future__ import annotations
 import datetime
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from minigrpo.llm.models import LoadedModel, load_model
 from minigrpo.llm.prompts import fix_date, longest_prompt
 from minigrpo.llm.scoring import Scored, score_groups
 from minigrpo.llm.settings import Settings
-from minigrpo.llm.signals import stop_signals
+from minigrpo.llm.signals import deadline, stop_signals
 from minigrpo.llm.tasks import Task, load_task
+from minigrpo.llm.trackers import start_trackers
 from minigrpo.llm.update import Learner, descend, new_learner, trained_weights
 from minigrpo.objectives import OBJECTIVES
 
@@ -45,6 +47,8 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    max_minutes: float | None = None,
+    report_to: Collection[str] = (),
     progress: bool = True,
     tell: bool = False,
 ) -> bool:
@@ -52,12 +56,15 @@ def train(
 
     A row of metrics describes the model after `update` optimiser rounds: its samples, what the next round did with
     them, and its held-out accuracy where it was evaluated; the last row, `update` = updates, has no round after it.
-    SIGTERM and Ctrl-C end the run after the round in progress, with a checkpoint.
+    SIGTERM and Ctrl-C end the run after the round in progress, with a checkpoint; so does `max_minutes`, before the
+    round that would not be over in time.
 
     Args:
         settings: of the run.
         out: its folder.
         resume: go on from its last checkpoint.
+        max_minutes: of this call, the loading of the model included; None: no end but the run's.
+        report_to: names of `TRACKERS`, which get each row too.
         progress: show a bar.
         tell: say on stderr what was found at the start.
 
@@ -71,6 +78,8 @@ def train(
         OSError: where it can't be written.
     """
     run = Path(out)
+    in_time = deadline(max_minutes)
+    trackers = start_trackers(report_to, run, settings)  # before anything is loaded
     task, loaded, learner, first, history = begin(settings, run, resume, tell)
     objective = OBJECTIVES[settings.objective]
     bar = tqdm(
@@ -80,7 +89,7 @@ def train(
         desc=settings.objective,
         unit=" updates",
     )
-    with bar, stop_signals() as stop:
+    with bar, trackers as report, stop_signals() as stop:
         for update in range(first, settings.updates + 1):
             last = update == settings.updates
             evaluated = last or update % settings.eval_every == 0
@@ -118,12 +127,14 @@ def train(
                 [each["gap"] for each in learned], settings, learner.dropout
             )
             runs.append_metrics(run, row)
+            report(row)
             show(bar, history, last)
-            if stop or last or (update + 1) % settings.save_every == 0:
+            early = not last and bool(stop or not in_time())
+            if early or last or (update + 1) % settings.save_every == 0:
                 runs.save_checkpoint(
                     run, update + 1, trained_weights(learner.model), learner.optimizer
                 )
-            if stop and not last:
+            if early:
                 return False
     return True
 
@@ -156,6 +167,8 @@ def begin(
     if resume:
         first = runs.load_checkpoint(run, trained_weights(learner.model), learner.optimizer)
         history = runs.rewind(run, first, settings)
+        if first <= settings.updates:  # it has not reached its end
+            runs.note_resumed(run, first)
     else:
         runs.write_manifest(run, settings, loaded, learner.costs, date, facts)
     if tell:
