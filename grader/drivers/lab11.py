@@ -6,7 +6,7 @@ import torch
 
 from grader.drivers import backward, named
 
-VOCABULARY, POSITIONS, WIDTH, HEADS, LAYERS = 6, 24, 8, 2, 2
+VOCABULARY, POSITIONS, WIDTH, HEADS, LAYERS = 6, 40, 8, 2, 2
 
 
 class ToyTransformer:
