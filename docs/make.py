@@ -12,7 +12,7 @@ from statistics import fmean
 from minigrpo.experiments import COMPARED, DEFAULT_TRAP, run_race, run_trap
 from minigrpo.files import write_text
 from minigrpo.llm.experiments import OVERLAP, pass_differences
-from minigrpo.llm.gpu import A100, T4, memory, minutes
+from minigrpo.llm.gpu import A10, A100, T4, memory, minutes
 from minigrpo.llm.plots import COLUMNS, plot_curves, plot_language_trap, read_curves
 from minigrpo.llm.settings import PRESETS
 from minigrpo.llm.trap import LanguageTrap, language_trap_rows
@@ -236,7 +236,7 @@ def gpu_text() -> str:
     lines = []
     for name, preset in PRESETS.items():
         if preset.settings.device == "cuda":
-            card = T4 if name == "gpu16" else A100
+            card = {"gpu16": T4, "class": A10}.get(name, A100)
             needed = memory(preset.settings)
             time = minutes(preset.settings, card)
             model = preset.settings.model.rpartition("/")[2]

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from minigrpo.llm.gpu import A100, SHAPES, T4, Shape, memory, minutes
+from minigrpo.llm.gpu import A10, A100, SHAPES, T4, Shape, memory, minutes
 from minigrpo.llm.models import load_model
 from minigrpo.llm.settings import PRESETS, Settings
 from minigrpo.llm.update import prepare
 
-CARDS = {"gpu16": T4, "gpu80": A100, "gpu80-paper": A100, "gpu80-7b": A100}
+CARDS = {"gpu16": T4, "class": A10, "gpu80": A100, "gpu80-paper": A100, "gpu80-7b": A100}
 
 
 def test_every_preset_for_a_gpu_has_a_card():

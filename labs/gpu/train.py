@@ -16,6 +16,9 @@ from typing import Any
 
 import yaml
 
+from minigrpo.commands import INTERRUPTED
+from minigrpo.llm.signals import deadline, stop_signals
+
 RECIPE = {  # what a recipe may hold besides TRL's settings, with defaults
     "model": None,
     "task": None,
@@ -42,10 +45,14 @@ DRY_RUN = {
 
 
 def main(argv: list[str]) -> int:
-    """Train; return 0, or 2 after one sentence for a user's mistake."""
+    """Train; return 0, 130 for a run that stopped early, or 2 after one sentence for a user's mistake."""
     arguments = parser().parse_intermixed_args(argv)
     try:
-        train(arguments)
+        if train(arguments):
+            return 0
+        if os.environ.get("RANK", "0") == "0":
+            print("train.py: stopped early: go on with the same command and --resume", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
@@ -60,13 +67,17 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("changes", nargs="*", metavar="NAME=VALUE", help="of the recipe or of TRL, such as beta=0.04")
     options.add_argument("--objective", default="lambda_grpo", help="grpo, prm or lambda_grpo (default)")
     options.add_argument("--out", type=Path, required=True, help="folder of checkpoints and the trained model")
-    options.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    how = options.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    how.add_argument("--auto-resume", action="store_true", help="the same where there is a whole one, else start")
+    options.add_argument("--max-minutes", type=float, help="stop in time with a checkpoint (exit code 130)")
     options.add_argument("--dry-run", action="store_true", help="a tiny random model, two updates, on the CPU")
     return options
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Run one recipe. Raises ValueError, OSError or ImportError with one sentence."""
+def train(arguments: argparse.Namespace) -> bool:
+    """Run one recipe, and say whether it reached its end. Raises ValueError, OSError or ImportError with a sentence."""
+    in_time = deadline(arguments.max_minutes)
     recipe, settings = read_recipe(arguments.recipe, arguments.changes)
     if arguments.dry_run:
         settings |= DRY_RUN
@@ -100,8 +111,21 @@ def train(arguments: argparse.Namespace) -> None:
         objective=arguments.objective,
     )
     check_engine(trainer.accelerator)
-    trainer.train(resume_from_checkpoint=arguments.resume or None)
-    trainer.save_model()
+    with stop_signals() as signals:
+        trainer.stop_when(lambda: bool(signals or not in_time()))
+        trainer.train(resume_from_checkpoint=where_to_resume(arguments))
+    finished = trainer.state.global_step == trainer.state.max_steps
+    if finished:
+        trainer.save_model()
+    return finished
+
+
+def where_to_resume(arguments: argparse.Namespace) -> bool | str | None:
+    """What TRL is told: True for the last checkpoint, one by name, or None for a start."""
+    whole = [path.parent for path in arguments.out.glob("checkpoint-*/trainer_state.json")]  # it is written last
+    if arguments.auto_resume and whole:
+        return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
+    return arguments.resume or None
 
 
 def configuration(arguments: argparse.Namespace, settings: dict[str, Any]) -> Any:

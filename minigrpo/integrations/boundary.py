@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 
@@ -55,3 +58,23 @@ class GenerationBoundary(TrainerCallback):
         return state.global_step // updates, done % (
             args.steps_per_generation * args.num_iterations
         )
+
+
+class StopWhen(TrainerCallback):
+    """Save and stop where a generation ends, once the first process has said that it is time."""
+
+    def __init__(self, boundary: GenerationBoundary, is_time: Callable[[], bool]) -> None:
+        """Keep what is asked, and whom.
+
+        Args:
+            boundary: knows where generations end.
+            is_time: asked after each update; processes may have other clocks, so the first one's answer holds.
+        """
+        self.boundary, self.is_time, self.wanted = boundary, is_time, False
+
+    def on_step_end(self, args, state, control, train_dataloader, **kwargs):
+        (asked,) = broadcast_object_list([self.is_time()])
+        self.wanted = self.wanted or asked
+        inside = self.boundary.place(args, state, train_dataloader)[1]
+        if self.wanted and not inside and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True

@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigrpo.checks import check_choice
-from minigrpo.integrations.boundary import GenerationBoundary
+from minigrpo.integrations.boundary import GenerationBoundary, StopWhen
 from minigrpo.integrations.contract import WEIGHTS, check_names, check_version
 from minigrpo.objectives import OBJECTIVES
 from minigrpo.steps import step_mean, step_sizes
@@ -160,6 +161,10 @@ class ProcessGRPOTrainer(PackedGRPOTrainer):
             self._boundary.at_sigterm = self.pop_callback(JITCheckpointCallback)
         self.add_callback(self._boundary)
         seed_vllm(self.args, self.accelerator)
+
+    def stop_when(self, is_time: Callable[[], bool]) -> None:
+        """Save and stop at the next end of a generation once `is_time`, asked after each update, has said yes."""
+        self.add_callback(StopWhen(self._boundary, is_time))
 
     def _get_train_sampler(self, *arguments: Any) -> Any:
         self._boundary.sampler = super()._get_train_sampler(*arguments)

@@ -285,6 +285,9 @@ def save_checkpoint(
         raise OSError(
             f"{path} can't be written: {error}; the one before stays, if there is one"
         ) from error
+    os.chmod(
+        unfinished, 0o644
+    )  # safetensors leaves it to the owner alone; a class's runs are collected by another
     os.replace(unfinished, path)
 
 

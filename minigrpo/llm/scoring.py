@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,3 +96,22 @@ def decode(
         tokens = [token for token in row[:length] if token not in eos_ids]
         texts.append(tokenizer.decode(tokens, skip_special_tokens=True))
     return texts
+
+
+def first_group(update: int, problems: dict[str, list[str]], scored: Scored) -> dict[str, Any]:
+    """The first group of an update, without padding, as a line of rollouts.jsonl.
+
+    Args:
+        update: its number.
+        problems: P of them.
+        scored: their groups.
+    """
+    lengths = scored.samples.completion_mask[0].sum(dim=-1).tolist()
+    rows = zip(scored.samples.completion_ids[0].tolist(), lengths, strict=True)
+    return {
+        "update": update,
+        "prompt": problems["prompt"][0],
+        "completions": scored.texts[: len(lengths)],
+        "completion_ids": [ids[:length] for ids, length in rows],
+        "rewards": scored.rewards[0].tolist(),
+    }

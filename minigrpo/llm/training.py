@@ -33,7 +33,7 @@ from minigrpo.llm.found import found, found_lines
 from minigrpo.llm.metrics import describe, gathered, mismatch, show, spent, warnings_of
 from minigrpo.llm.models import LoadedModel, load_model
 from minigrpo.llm.prompts import fix_date, longest_prompt
-from minigrpo.llm.scoring import Scored, score_groups
+from minigrpo.llm.scoring import Scored, first_group, score_groups
 from minigrpo.llm.settings import Settings
 from minigrpo.llm.signals import deadline, stop_signals
 from minigrpo.llm.tasks import Task, load_task
@@ -244,22 +244,3 @@ def held_out(loaded: LoadedModel, task: Task, settings: Settings) -> dict[str, f
     """
     result = evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=settings.max_new_tokens)
     return {f"eval_{name}": result[name] for name in ("accuracy", "ci_low", "ci_high", "problems")}
-
-
-def first_group(update: int, problems: dict[str, list[str]], scored: Scored) -> dict[str, Any]:
-    """The first group of an update, without padding, as a line of rollouts.jsonl.
-
-    Args:
-        update: its number.
-        problems: P of them.
-        scored: their groups.
-    """
-    lengths = scored.samples.completion_mask[0].sum(dim=-1).tolist()
-    rows = zip(scored.samples.completion_ids[0].tolist(), lengths, strict=True)
-    return {
-        "update": update,
-        "prompt": problems["prompt"][0],
-        "completions": scored.texts[: len(lengths)],
-        "completion_ids": [ids[:length] for ids, length in rows],
-        "rewards": scored.rewards[0].tolist(),
-    }
