@@ -6,6 +6,7 @@ import argparse
 import re
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from grader.grade import grade_folder, grade_submission, load_manifest, nothing_
 from grader.results import Grade, Grading, Result
 from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.commands import run
-from minigrpo.files import check_writable, write_json, write_text
+from minigrpo.files import check_writable, write_bytes, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 LABS, SOLUTIONS = Path("labs"), Path("solutions")  # of the course's folder, where instructors work
@@ -75,11 +76,18 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         help="your notebook (the one in labs/ or here unless given)",
     )
-    sub.add_argument(
+    files = sub.add_mutually_exclusive_group()
+    files.add_argument(
         "--files",
         type=Path,
         metavar="DIR",
         help="the folder with a run's files, where the lab asks for some",
+    )
+    files.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="the folder with the folders of several runs, where the lab asks for these (lab10)",
     )
     sub.add_argument(
         "--out", type=Path, metavar="ZIP", help="the zip to write (labNN.zip unless given)"
@@ -172,8 +180,27 @@ def run_submit(arguments: argparse.Namespace) -> int:
     path, lab, entry = _notebook(arguments)
     out = arguments.out or Path(f"{lab}.zip")
     check_writable(out)
-    print("\n".join(pack(path, lab, entry, arguments.files, out)))
+    if arguments.runs is None:
+        print("\n".join(pack(path, lab, entry, arguments.files, out)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        lines = _pack_runs(arguments.runs, lab, Path(folder))
+        print("\n".join([*lines, *pack(path, lab, entry, Path(folder), out)]))
     return 0
+
+
+def _pack_runs(runs: Path, lab: str, folder: Path) -> list[str]:
+    """Pack several runs into the files that a lab asks for; gives what is to be said."""
+    from grader.labs import asked_files
+
+    if "runs.json" not in asked_files(lab):
+        raise ValueError(f"--runs is for lab10, which asks for several runs, got {lab}")
+    from grader.bundles import pack_runs
+
+    contents, said = pack_runs(runs)
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    return said
 
 
 def _notebook(arguments: argparse.Namespace) -> tuple[Path, str, dict]:

@@ -5,16 +5,19 @@ functions that ask it. Nothing is trained and no time passes: it counts seconds.
 Slurm, and no more.
 """
 
+import json
 import math
 import os
 import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -42,10 +45,14 @@ def losses_and_grads(namespace, function, arguments):
 # A stand-in for Slurm
 # ---------------------------------------------------------------------------------------------------------------------
 
-MOST_STARTS = 9  # of one task: with more it never ends
+MOST_STARTS = 7  # of one task: with more it never ends
 MOST_TASKS = 64
 MOST_SECONDS = 5.0  # that bash may take for one start
-KNOWN = {"TERM": 143, "INT": 130}  # signals that training knows, and its code where they come while it loads
+TOO_LONG = f"the script did not end within {MOST_SECONDS:g} seconds"
+KNOWN = {
+    "TERM": 143,
+    "INT": 130,
+}  # signals that training knows, and its code where they come while it loads
 OTHERS = {"USR1": 138, "USR2": 140, "HUP": 129}
 NUMBERS = {"1": "HUP", "2": "INT", "10": "USR1", "12": "USR2", "15": "TERM"}
 SHORT = {"-a": "--array", "-t": "--time"}
@@ -92,8 +99,8 @@ class Task:
 def on_slurm(namespace, function, arguments):
     """What becomes of an array of jobs whose script function(**arguments) returns.
 
-    arguments["cluster"] is the stand-in's: `stories` (one a task: short, long, busy, fails, refused), `loading` (seconds),
-    `updates` (of a long run) and `shows` (the fields of the report that are handed on).
+    arguments["cluster"] is the stand-in's: `stories` (one a task: short, long, busy, fails, refused), `loading`
+    (seconds), `updates` (of a long run) and `shows` (the fields of the report that are handed on).
     """
     arguments = dict(arguments)
     cluster = arguments.pop("cluster")
@@ -102,6 +109,14 @@ def on_slurm(namespace, function, arguments):
         raise ProtocolError(f"{function} must return the text of a script, got {text!r:.80}")
     if shutil.which("bash") is None or os.name != "posix":
         raise ProtocolError("the script is run in bash, which is not here: Linux and macOS have it")
+    return _ended(text, json.dumps(arguments | {"cluster": cluster}))
+
+
+@cache
+def _ended(text, arguments):
+    """What becomes of a script; the grader asks for the same again when it looks for a mistake."""
+    arguments = json.loads(arguments)
+    cluster = arguments["cluster"]
     options = _options(text)
     numbers = _numbers(options.get("--array", ""))
     seconds = _seconds(options.get("--time", str(arguments["minutes"])))
@@ -132,9 +147,7 @@ def _report(tasks, options):
     return {
         "runs": sorted(f"{objective} {seed}" for task in tasks for objective, seed in task.pairs),
         "folders": [len(task.folders) for task in tasks],
-        "at the limit": [
-            ", ".join(dict.fromkeys(task.limits)) or "not reached" for task in tasks
-        ],
+        "at the limit": [", ".join(dict.fromkeys(task.limits)) or "not reached" for task in tasks],
         "updates": [task.made for task in tasks],
         "states": [task.state for task in tasks],
         "exit codes": [task.code for task in tasks],
@@ -215,6 +228,7 @@ def _run_task(task, text, options, plan, runs, desk):
 
 def _run_script(task, text, options, plan, runs, desk):
     """Run the script once in bash, and answer what it asks; gives its exit code, −1 where it was killed."""
+    code = -1
     asks, ask = os.pipe()
     answer, answers = os.pipe()
     functions, script = os.path.join(desk, "functions"), os.path.join(desk, "script")
@@ -246,9 +260,13 @@ def _run_script(task, text, options, plan, runs, desk):
     os.close(answer)
     try:
         _serve(process, asks, answers, lambda words: _reply(task, words, options, plan, runs))
+        code = process.wait(MOST_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ProtocolError(TOO_LONG) from error
     finally:
-        process.kill()
-        code = process.wait()
+        if process.returncode is None:  # with whatever it started
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
         os.close(asks)
         os.close(answers)
     return -1 if task.killed else code
@@ -260,10 +278,9 @@ def _serve(process, asks, answers, reply):
     while True:
         left = end - time.monotonic()
         if left <= 0 or not select.select([asks], [], [], left)[0]:
-            raise ProtocolError(f"the script did not end within {MOST_SECONDS:g} seconds")
+            raise ProtocolError(TOO_LONG)
         more = os.read(asks, 1 << 16)
         if not more:
-            process.wait(max(0.1, left))
             return
         rest += more
         count, _, words = rest.partition(b"\0")
@@ -272,6 +289,7 @@ def _serve(process, asks, answers, reply):
         code = reply([word.decode(errors="replace") for word in words.split(b"\0")[: int(count)]])
         rest = b""
         if code is None:
+            process.kill()
             return
         os.write(answers, b"%d\n" % code)
 
@@ -281,7 +299,9 @@ def _reply(task, words, options, plan, runs):
     if words[0] == "scontrol":
         ids = (str(7000 + task.number), f"7000_{task.number}")
         allowed = "--requeue" in options and "--no-requeue" not in options
-        task.requeue |= allowed and words[1:2] == ["requeue"] and words[2:] in [[own] for own in ids]
+        task.requeue |= (
+            allowed and words[1:2] == ["requeue"] and words[2:] in [[own] for own in ids]
+        )
         return 0 if task.requeue else 1
     code = _train(task, bool(words[1]), words[2:], options, plan, runs)
     task.killed = code is None
@@ -316,26 +336,26 @@ def _in_time(task, step, asked, options, plan, ready, missing):
     """Train from second `ready` on: exit code, updates made, and the second at which it ended."""
     limit, update = plan["seconds"], plan["update"]
     finished = ready + missing * update
-    signal, lead, script_alone = _signal(options) or ("", 0, False)
+    name, lead, script_alone = _signal(options) or ("", 0, False)
     comes = limit - lead
-    heard = bool(signal) and step and not script_alone
+    heard = bool(name) and step and not script_alone
     most = re.fullmatch(r"\d{1,4}(\.\d{1,4})?", asked.get("--max-minutes", ""))
     stop = comes if heard else math.inf
     if most:
         # before the update that would not be over in time
-        stop = min(stop, max(ready, task.clock + 60 * float(most[0]) - 2 * update))
+        stop = min(stop, max(ready, task.clock + 60 * float(most[0]) - update))
     if finished <= min(stop, limit):
         return 0, missing, finished
-    if heard and signal not in KNOWN and comes <= limit and comes <= stop:
-        task.limits.append(f"ended by {signal}, which training does not know")
-        return OTHERS.get(signal, 137), max(0, int((comes - ready) // update)), comes
+    if heard and name not in KNOWN and comes <= limit and comes <= stop:
+        task.limits.append(f"ended by {name}, which training does not know")
+        return OTHERS.get(name, 137), max(0, int((comes - ready) // update)), comes
     if heard and comes <= ready and comes <= limit:
         task.limits.append("stopped in time")
-        return KNOWN[signal], 0, comes
+        return KNOWN[name], 0, comes
     done = min(missing, max(1, math.ceil((stop - ready) / update))) if stop < limit else missing
     end = ready + done * update
     if end > limit:
-        task.limits.append(f"killed: {_why(signal, step, script_alone)}")
+        task.limits.append(f"killed: {_why(name, step, script_alone)}")
         return None, max(0, int((limit - ready) // update)), limit
     if done == missing:
         return 0, done, end
@@ -343,9 +363,9 @@ def _in_time(task, step, asked, options, plan, ready, missing):
     return 130, done, end
 
 
-def _why(signal, step, script_alone):
+def _why(name, step, script_alone):
     """Why training did not stop in time."""
-    if not signal:
+    if not name:
         return "no signal was asked for"
     if script_alone:
         return "the signal went to the script alone"
