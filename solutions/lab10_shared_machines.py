@@ -264,7 +264,7 @@ plt.show()
 # the check needs Linux or macOS) with a `python`, an `srun` and a `scontrol` of its own, and looks at what happens. It
 # counts the seconds instead of waiting. It knows no `trap`.
 
-# %%
+# %% exercise="lab10.4" points=5 minutes=35 difficulty=3
 TEMPLATE = """#!/bin/bash
 #SBATCH --job-name=lab10
 #SBATCH --output=%x-%a.log
@@ -285,7 +285,6 @@ rc=$?
 """
 
 
-# %% exercise="lab10.4" points=5 minutes=35 difficulty=3
 def job_script(objectives: list[str], seeds: int, minutes: int, update_seconds: int) -> str:
     """Write the script of an array that trains each objective with each seed.
 
