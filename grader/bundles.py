@@ -47,6 +47,7 @@ MODEL, TASK = "tiny", "arithmetic"
 # what settings may be: what the grader has to compute again stays small
 UPDATES, NEW_TOKENS = range(20, 401), range(12, 25)
 PROBLEMS, TRAINED_ON = range(100, 401), range(100, 10_001)
+SEEDS = range(10**6)
 LARGEST = 1e4  # of a weight
 FRESH = 200  # problems that the grader draws
 # grader/thresholds/lab10.json is the distribution behind the next three
@@ -97,10 +98,14 @@ def pack_runs(folder: Path) -> tuple[dict[str, bytes], list[str]]:
                 _read_text(path / MANIFEST, MAX_MANIFEST),
                 _read_text(path / METRICS, MAX_METRICS),
             )
-            update, weights = _read_checkpoint(path / CHECKPOINT)
         except ArtifactError as error:
             said.append(f"{name} is left out: {error}")
             continue
+        update, weights = "", {}
+        try:
+            update, weights = _read_checkpoint(path / CHECKPOINT)
+        except ArtifactError as error:  # unfinished work is packed, too
+            said.append(f"{name} is packed without weights: {error}")
         runs[name] = {"manifest": texts[0], "metrics": texts[1], "update": update}
         tensors |= {f"{name}/{key}": weight for key, weight in weights.items()}
     contents = {RUNS: json.dumps(runs, indent=1).encode(), WEIGHTS: safetensors.torch.save(tensors)}
@@ -116,11 +121,13 @@ def _read(path: Path, most: int) -> bytes:
     """A file of a run. Raises ArtifactError for a link, and for one that is missing or too large."""
     if path.is_symlink() or path.parent.is_symlink():
         raise ArtifactError(f"{path.name} is a link: copy the run itself")
+    if not path.is_file():
+        raise ArtifactError(f"{path.name} is missing")
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
     except OSError as error:
-        raise ArtifactError(f"{path.name} is missing, or can't be read") from error
+        raise ArtifactError(f"{path.name} can't be read") from error
     if len(content) > most:
         raise ArtifactError(f"{path.name} is larger than {most >> 10} KiB, so it is not this lab's")
     return content
@@ -151,7 +158,7 @@ class Run:
     name: str
     settings: Settings | None
     resumed: tuple[int, ...]
-    accuracy: float  # that it claims after its last update
+    claims: tuple[float, float]  # its accuracy before the first update, and after the last
     weights: Mapping[str, Tensor]
     wrong: tuple[str, ...]  # what keeps it from being whole
 
@@ -184,7 +191,7 @@ def read_run(name: str, entry: Any, weights: Mapping[str, Tensor] | str) -> Run:
         weights: by name, or why there are none.
     """
     wrong: list[str] = [weights] if isinstance(weights, str) else []
-    settings, resumed, accuracy = None, (), math.nan
+    settings, resumed, claims = None, (), (math.nan, math.nan)
     try:
         keys = {"manifest", "metrics", "update"}
         if not isinstance(entry, dict) or set(entry) != keys:
@@ -192,13 +199,13 @@ def read_run(name: str, entry: Any, weights: Mapping[str, Tensor] | str) -> Run:
         if not all(isinstance(value, str) for value in entry.values()):
             raise ArtifactError(f"{RUNS} must hold texts: {HOW}")
         settings, resumed = read_manifest(entry["manifest"])
-        accuracy = read_metrics(entry["metrics"], settings)
+        claims = read_metrics(entry["metrics"], settings)
         if entry["update"] != str(settings.updates + 1):
             raise ArtifactError(f"{CHECKPOINT} is not that of the last update: finish the run")
     except ArtifactError as error:
         wrong.append(str(error))
     tensors = {} if isinstance(weights, str) else weights
-    return Run(name, settings, resumed, accuracy, tensors, tuple(wrong))
+    return Run(name, settings, resumed, claims, tensors, tuple(wrong))
 
 
 def read_manifest(text: str) -> tuple[Settings, tuple[int, ...]]:
@@ -221,6 +228,7 @@ def read_manifest(text: str) -> tuple[Settings, tuple[int, ...]]:
         ("max_new_tokens", NEW_TOKENS),
         ("eval_size", PROBLEMS),
         ("train_size", TRAINED_ON),
+        ("seed", SEEDS),
     ):
         if getattr(settings, name) not in allowed:
             raise ArtifactError(f"{name} must be from {allowed[0]} to {allowed[-1]}")
@@ -243,11 +251,19 @@ def read_resumed(resumed: Any, updates: int) -> tuple[int, ...]:
     return tuple(resumed)
 
 
-def read_metrics(text: str, settings: Settings) -> float:
-    """The accuracy after the last update; each update has to be there once, in order. Raises ArtifactError."""
+def read_metrics(text: str, settings: Settings) -> tuple[float, float]:
+    """The first and the last accuracy; each update has to be there once, in order. Raises ArtifactError.
+
+    Args:
+        text: of the file.
+        settings: of the run.
+    """
     if len(text) > MAX_METRICS:
         raise ArtifactError(f"{METRICS} is too large")
-    rows = [_json(line.encode(errors="replace"), METRICS) for line in text.splitlines()]
+    lines = text.removesuffix("\n").split("\n")
+    if len(lines) > 10 * UPDATES[-1]:
+        raise ArtifactError(f"{METRICS} holds {len(lines)} lines, more than a run has updates")
+    rows = [_json(line.encode(errors="replace"), METRICS) for line in lines]
     for row in rows:
         if not isinstance(row, dict) or not all(_is_number(row.get(name)) for name in NEEDED):
             raise ArtifactError(f"{METRICS} must hold rows of a run, with {', '.join(NEEDED)}")
@@ -263,7 +279,7 @@ def read_metrics(text: str, settings: Settings) -> float:
             raise ArtifactError(
                 f"the first and the last row of {METRICS} need an eval_accuracy on {settings.eval_size} problems"
             )
-    return float(rows[-1]["eval_accuracy"])
+    return float(rows[0]["eval_accuracy"]), float(rows[-1]["eval_accuracy"])
 
 
 def _is_number(value: Any) -> bool:
@@ -348,11 +364,10 @@ def _grade(contents: Mapping[str, bytes | None], seed: int) -> list[dict]:
     except ArtifactError as error:
         return [_part(name, str(error)) for name in POINTS]
     broken = [f"{run.name}: {why}" for run in runs for why in run.wrong]
-    never = [run.name for run in runs if not run.resumed]
     refused = {
         "six whole runs": _several(broken),
         "a fair comparison": unfair(runs),
-        "interrupted and resumed": f"never interrupted: {', '.join(never)}" if never else "",
+        "interrupted and resumed": unbroken(runs),
     }
     # a run that is not whole has nothing to be measured against, and copies would be measured twice
     refused["claims that hold"] = _several(broken or copies(runs) or false_claims(runs, seed))
@@ -376,6 +391,15 @@ def unfair(runs: list[Run]) -> str:
     rest = [_but_for(found) for found in read]
     other = sorted(name for name in rest[0] if len({repr(values[name]) for values in rest}) > 1)
     return f"settings differ in more than the objective: {', '.join(other)}" if other else ""
+
+
+def unbroken(runs: list[Run]) -> str:
+    """Which runs were never interrupted; empty where all were."""
+    unread = [run.name for run in runs if run.settings is None]
+    never = [run.name for run in runs if not run.resumed]
+    if unread:
+        return f"no settings of {', '.join(unread)}"
+    return f"never interrupted: {', '.join(never)}" if never else ""
 
 
 def _but_for(settings: Settings) -> dict[str, Any]:
@@ -411,7 +435,7 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 
 def false_claims(runs: list[Run], seed: int) -> list[str]:
-    """A sentence for each run whose last accuracy is not what its checkpoint does.
+    """A sentence for each run whose accuracy is not what the model does, before training or after.
 
     Args:
         runs: whole ones.
@@ -421,33 +445,47 @@ def false_claims(runs: list[Run], seed: int) -> list[str]:
     fresh = fresh_problems(seed)
     for run in runs:
         assert run.settings is not None
-        claimed = f"{run.name}: {METRICS} claims {run.accuracy:.1%}"
-        own, again = accuracies(run, [own_problems(run.settings.eval_size), fresh])
+        size = run.settings.eval_size
+        before, after = run.claims
+        own, again = accuracies(
+            run.weights, run.settings.max_new_tokens, [own_problems(size), fresh]
+        )
+        start = first_accuracy(run.settings.max_new_tokens, size)
+        claimed = f"{run.name}: {METRICS} claims {after:.1%} after training, we found"
         # so that NaN is too far, too
-        if not abs(own - run.accuracy) <= OWN:
-            said.append(f"{claimed}, we found {own:.1%} on the same problems")
-        elif not deviation(run.accuracy, run.settings.eval_size, again, FRESH) <= DEVIATIONS:
-            said.append(f"{claimed}, we found {again:.1%} on {FRESH} fresh problems")
+        if not abs(own - after) <= OWN:
+            said.append(f"{claimed} {own:.1%} on the same problems")
+        elif not deviation(after, size, again, FRESH) <= DEVIATIONS:
+            said.append(f"{claimed} {again:.1%} on {FRESH} fresh problems")
+        elif not abs(start - before) <= OWN:
+            said.append(
+                f"{run.name}: {METRICS} claims {before:.1%} before it, we found {start:.1%}"
+            )
     return said
 
 
-def accuracies(run: Run, tasks: list[Task]) -> list[float]:
-    """Greedy accuracy of a run's checkpoint on the held-out problems of each task; NaN where the model gives NaN.
+@cache
+def first_accuracy(new_tokens: int, size: int) -> float:
+    """Greedy accuracy of the model before training, on the problems of a run. Args: tokens of an answer; problems."""
+    return accuracies(first_weights(), new_tokens, [own_problems(size)])[0]
+
+
+def accuracies(weights: Mapping[str, Tensor], new_tokens: int, tasks: list[Task]) -> list[float]:
+    """Greedy accuracy on the held-out problems of each task; NaN where the model gives NaN.
 
     Args:
-        run: a whole one.
+        weights: of the model, by name.
+        new_tokens: of an answer at most.
         tasks: with held-out problems.
     """
-    assert run.settings is not None
     loaded = load_model(MODEL)
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
-            weight.copy_(run.weights[name])
+            weight.copy_(weights[name])
         if not loaded.model(torch.arange(1, 9).unsqueeze(0)).logits.isfinite().all():
             return [math.nan] * len(tasks)
-    most = run.settings.max_new_tokens
     return [
-        evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=most)["accuracy"]
+        evaluate(loaded.model, loaded.tokenizer, task, max_new_tokens=new_tokens)["accuracy"]
         for task in tasks
     ]
 

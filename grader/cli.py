@@ -181,7 +181,12 @@ def run_submit(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"{lab}.zip")
     check_writable(out)
     if arguments.runs is None:
-        print("\n".join(pack(path, lab, entry, arguments.files, out)))
+        lines = pack(path, lab, entry, arguments.files, out)
+        if arguments.files is None and _asks_for_runs(lab):
+            lines.insert(
+                0, f"{lab} asks for runs: name the folder that holds theirs, with --runs DIR"
+            )
+        print("\n".join(lines))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         lines = _pack_runs(arguments.runs, lab, Path(folder))
@@ -189,11 +194,16 @@ def run_submit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pack_runs(runs: Path, lab: str, folder: Path) -> list[str]:
-    """Pack several runs into the files that a lab asks for; gives what is to be said."""
+def _asks_for_runs(lab: str) -> bool:
+    """Whether a lab asks for several runs."""
     from grader.labs import asked_files
 
-    if "runs.json" not in asked_files(lab):
+    return "runs.json" in asked_files(lab)
+
+
+def _pack_runs(runs: Path, lab: str, folder: Path) -> list[str]:
+    """Pack several runs into the files that a lab asks for; gives what is to be said."""
+    if not _asks_for_runs(lab):
         raise ValueError(f"--runs is for lab10, which asks for several runs, got {lab}")
     from grader.bundles import pack_runs
 

@@ -5,6 +5,7 @@ functions that ask it. Nothing is trained and no time passes: it counts seconds.
 Slurm, and no more.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -127,7 +128,7 @@ def _ended(text, arguments):
     elif not 0 < seconds <= 60 * arguments["minutes"]:
         refused = "sbatch refuses the time: it is none, or more than `minutes`"
     else:
-        refused = ""
+        refused = _syntax(text)
     if refused:
         return dict.fromkeys(cluster["shows"], refused)
     plan = cluster | {"seconds": seconds, "update": arguments["update_seconds"]}
@@ -139,6 +140,13 @@ def _ended(text, arguments):
             _run_task(task, text, options, plan, runs, desk)
     report = _report(tasks, options)
     return {name: report[name] for name in cluster["shows"]}
+
+
+def _syntax(text):
+    """What keeps bash from reading a script; empty where nothing does."""
+    done = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
+    lines = done.stderr.decode(errors="replace").splitlines()
+    return f"bash can't read the script: {lines[0] if lines else ''}"[:200] * (done.returncode != 0)
 
 
 def _report(tasks, options):
@@ -259,14 +267,14 @@ def _run_script(task, text, options, plan, runs, desk):
     os.close(ask)
     os.close(answer)
     try:
-        _serve(process, asks, answers, lambda words: _reply(task, words, options, plan, runs))
+        _serve(process, asks, answers, lambda words: _reply(task, words, options, plan, runs, desk))
         code = process.wait(MOST_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ProtocolError(TOO_LONG) from error
     finally:
-        if process.returncode is None:  # with whatever it started
+        with contextlib.suppress(OSError):  # what it started ends with it, as a job's processes do
             os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
+        process.wait()
         os.close(asks)
         os.close(answers)
     return -1 if task.killed else code
@@ -277,8 +285,12 @@ def _serve(process, asks, answers, reply):
     rest, end = b"", time.monotonic() + MOST_SECONDS
     while True:
         left = end - time.monotonic()
-        if left <= 0 or not select.select([asks], [], [], left)[0]:
+        if left <= 0:
             raise ProtocolError(TOO_LONG)
+        if not select.select([asks], [], [], min(left, 0.1))[0]:
+            if process.poll() is not None:  # something that it started holds the pipe
+                return
+            continue
         more = os.read(asks, 1 << 16)
         if not more:
             return
@@ -294,7 +306,7 @@ def _serve(process, asks, answers, reply):
         os.write(answers, b"%d\n" % code)
 
 
-def _reply(task, words, options, plan, runs):
+def _reply(task, words, options, plan, runs, desk):
     """The code that a command returns; None where the script is killed meanwhile."""
     if words[0] == "scontrol":
         ids = (str(7000 + task.number), f"7000_{task.number}")
@@ -303,12 +315,12 @@ def _reply(task, words, options, plan, runs):
             allowed and words[1:2] == ["requeue"] and words[2:] in [[own] for own in ids]
         )
         return 0 if task.requeue else 1
-    code = _train(task, bool(words[1]), words[2:], options, plan, runs)
+    code = _train(task, bool(words[1]), words[2:], options, plan, runs, desk)
     task.killed = code is None
     return code
 
 
-def _train(task, step, words, options, plan, runs):
+def _train(task, step, words, options, plan, runs, desk):
     """What `python -m minigrpo llm train` does in the time that it has."""
     asked = _arguments(words)
     out = os.path.normpath(asked.get("--out", ""))
@@ -329,7 +341,19 @@ def _train(task, step, words, options, plan, runs):
     task.made += done
     if code in (0, 130) and done:
         runs[out] = {"owner": owner, "saved": run["saved"] + done}
+        _leave_files(out, desk)
     return code
+
+
+def _leave_files(out, desk):
+    """Leave what a script may look for: a run's files, empty."""
+    if os.path.isabs(out) or out.startswith(".."):
+        return
+    folder = os.path.join(desk, out)
+    os.makedirs(folder, exist_ok=True)
+    for name in ("manifest.json", "metrics.jsonl", "checkpoint.safetensors"):
+        with open(os.path.join(folder, name), "w", encoding="utf-8"):
+            pass
 
 
 def _in_time(task, step, asked, options, plan, ready, missing):

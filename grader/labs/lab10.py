@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grader.cases import draw_completions
-from grader.exercise import Artifact, Case, Exercise, Mistake, Part, close
+from grader.exercise import Artifact, Case, Exercise, Mistake, Part, close, difference
 
 Process = dict[str, Tensor]  # what one process holds: completion_ids, completion_mask, prompt
 
@@ -422,6 +422,17 @@ def draw_jobs(shows: tuple[str, ...], *stories: str, most_seeds: int = 2):
     return draw
 
 
+def judge_jobs(arguments: Case, expected: dict, answer: Any) -> str | None:
+    """Judge what became of the jobs; where nothing ran, the stand-in has said why."""
+    wrong = difference(expected, answer, 0.0)
+    said = (
+        [value for value in answer.values() if isinstance(value, str)]
+        if wrong and isinstance(answer, dict)
+        else []
+    )
+    return said[0] if said and said[0] else wrong
+
+
 # lab10.5: the bundle
 
 
@@ -696,7 +707,7 @@ EXERCISES = (
         function="job_script",
         reference=job_script,
         driver="lab10_on_slurm",
-        judge=close(),
+        judge=judge_jobs,
         seconds=20.0,
         parts=(
             Part(
