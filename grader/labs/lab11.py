@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -395,13 +396,16 @@ def padding_at_the_last(values: Tensor, place: Tensor, N: int) -> Tensor:
     return sums.index_add(0, (place % N).flatten(), values.flatten())
 
 
-def of_one_member(values: Tensor, place: Tensor, N: int, last: bool = True) -> Tensor:
+def of_one_member(values: Tensor, place: Tensor, N: int) -> Tensor:
+    """That of the last, as assignment to equal places leaves it."""
     found = torch.zeros(N, dtype=values.dtype)
-    rows = range(len(place)) if last else reversed(range(len(place)))
-    for i in rows:
-        there = place[i] >= 0
-        found[place[i][there]] = values[i][there]
+    for row, there in zip(values, place, strict=True):
+        found[there[there >= 0]] = row[there >= 0]
     return found
+
+
+def of_the_first(values: Tensor, place: Tensor, N: int) -> Tensor:
+    return of_one_member(values.flip(0), place.flip(0), N)
 
 
 def tokens(place: Tensor, N: int) -> Tensor:
@@ -478,7 +482,11 @@ def draw_loss(rng: np.random.Generator, *, objective: str, clipped: bool) -> Cas
         }
         if clipped:
             case["epsilon"] = float(rng.choice([0.1, 0.2, 0.3]))
-        if clear_loss(tree_loss, case) and (not clipped or _clips(case, objective)):
+        if clipped:
+            telling = _clips(case, objective)
+        else:
+            telling = objective == "prm" or _counts_members(case)  # of PRM all members agree
+        if telling and clear_loss(tree_loss, case):
             return case
 
 
@@ -487,15 +495,32 @@ def _any_where_masked(rng: np.random.Generator, values: Tensor, mask: Tensor) ->
 
 
 def _clips(case: Case, objective: str) -> bool:
-    """Whether the clip holds nodes of each sign, and of both where the objective has such."""
-    ratio = (case["logps"] - case["old_logps"]).exp()
-    push = case["advantages"] * case["step_weights"]
-    up = summed(push.clamp(min=0), case["place"], len(ratio))
-    down = summed(push.clamp(max=0), case["place"], len(ratio))
-    high, low = ratio > 1 + case["epsilon"], ratio < 1 - case["epsilon"]
-    each = (high & (up > 0)).any() and (low & (down < 0)).any()
-    both = ((high | low) & (up > 0.1) & (down < -0.1)).any()
-    return bool(each and (both or objective == "prm"))
+    """Whether the clip holds nodes, and each way to use it gives a loss and a gradient of its own.
+
+    Of PRM one sum is right.
+    """
+    ways = [two_sums, smaller_for_both, clip_alone, exchanged, never_clipped, positive_alone]
+    if objective != "prm":
+        ways.append(one_sum)
+    return _all_apart([_loss_and_gradient(loss_with(surrogate=way), case) for way in ways])
+
+
+def _counts_members(case: Case) -> bool:
+    """Whether sums over members, means, and one member alone give losses or gradients of their own."""
+    ways = [summed, meaned, of_one_member, of_the_first]
+    return _all_apart([_loss_and_gradient(loss_with(gather=way), case) for way in ways])
+
+
+def _all_apart(found: list[Tensor]) -> bool:
+    """Whether no two of these are nearly equal, next to the first of them."""
+    allowed = 1e-3 * found[0].abs().max()
+    pairs = itertools.combinations(found, 2)
+    return all((one - other).abs().max() > allowed for one, other in pairs)
+
+
+def _loss_and_gradient(loss: Callable[..., Tensor], case: Case) -> Tensor:
+    found = DRIVERS["loss_and_grads"]({"loss": loss}, "loss", case)
+    return torch.cat([found["loss"].detach().reshape(1), found["grads"]["logps"]])
 
 
 # lab11.7: the whole update
@@ -581,16 +606,23 @@ def draw_update(rng: np.random.Generator, *, moved: bool) -> Case:
 
 
 def _clear_update(case: Case, moved: bool) -> bool:
-    """Whether loss and gradients are large enough, and one sum for two would be seen where the model has moved."""
+    """Whether the loss is large enough, and each piece of the pass is seen in the gradient.
 
-    def answer(function):
-        return DRIVERS["lab11_packed_pass"]({"f": function}, "f", case)
-
-    right = answer(packed_loss)
-    other = answer(packed_loss_with(loss=loss_with(surrogate=one_sum)))
-    large = right["loss"].abs() > 0.05
-    parted = (right["loss"] - other["loss"]).abs() > 1e-3 * right["loss"].abs()
-    return bool(large and (parted or not moved))
+    It is not where the clip holds all but the first path.
+    """
+    ways = [
+        packed_loss,
+        packed_loss_with(mask=causal),
+        packed_loss_with(positions="place of the token"),
+        packed_loss_with(read=read_at(place_before)),
+    ]
+    if moved:
+        ways += [
+            packed_loss_with(loss=loss_with(surrogate=way)) for way in (one_sum, never_clipped)
+        ]
+    found = [DRIVERS["lab11_packed_pass"]({"f": way}, "f", case) for way in ways]
+    large = abs(found[0]["loss"].item()) > 0.05
+    return large and _all_apart([answer["grads"]["head"] for answer in found])
 
 
 # lab11.8: what is saved
@@ -641,10 +673,13 @@ def draw_counts_apart(rng: np.random.Generator) -> Case:
     tails = [rng.integers(9, size=rng.integers(4, 9)).tolist() for _ in range(5)]
     completions = [[first, *tail] for first, tail in enumerate(tails)]
     completions.append([*completions[0][:2], 9, 9])
-    order = rng.permutation(len(completions))
+    # a prompt as long as all the padding of five rows would hide which of the two was left out
+    G, T = len(completions), max(map(len, completions))
+    padding = G * T - sum(map(len, completions))
+    lengths = [L for L in range(1, 5) if (G - 1) * L != padding]
     return {
-        "prompt_length": int(rng.integers(1, 4)),
-        "completions": [completions[k] for k in order],
+        "prompt_length": int(rng.choice(lengths)),
+        "completions": [completions[k] for k in rng.permutation(G)],
     }
 
 
@@ -929,7 +964,7 @@ EXERCISES = (
             Mistake(
                 name="first member alone",
                 hint="the first member of each node counts alone; the others push on the same node.",
-                wrong=loss_with(gather=lambda *given: of_one_member(*given, last=False)),
+                wrong=loss_with(gather=of_the_first),
             ),
             Mistake(
                 name="padding in the last node",
@@ -1027,7 +1062,8 @@ EXERCISES = (
             ),
             Mistake(
                 name="multiplicity lost",
-                hint="you take means of the members' pushes. S⁺ and S⁻ are sums: a node stands for |λ| tokens.",
+                hint="S⁺ and S⁻ are sums over the members of a node, not means, nor one member's push: a node stands "
+                "for |λ| tokens of the rows.",
                 wrong=loss_with(gather=meaned),
             ),
             Mistake(
