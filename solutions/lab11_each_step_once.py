@@ -65,8 +65,7 @@ torch.set_num_threads(1)  # small tensors: a second thread costs more than it br
 # | depth | 0 | 1 | 2 | 3 | 3 |
 # | parent | −1 | 0 | 1 | 2 | 2 |
 #
-# and the rows' places `[[2, 3], [2, 4], [2, −1]]`: seven tokens of padded rows would be computed from 12, and here
-# from 5.
+# and the rows' places `[[2, 3], [2, 4], [2, −1]]`. Three padded rows of 2 + 2 would be 12 tokens; this sequence has 5.
 
 
 # %% exercise="lab11.1" points=4 minutes=25 difficulty=2
@@ -279,7 +278,8 @@ check("lab11.6", clipped_tree_loss)
 #
 # Now put your functions together. `model(ids, positions, mask)` is a small transformer that takes **one** sequence: ids
 # and positions (N,), the mask (N, N), and it gives the logits (N, V). It runs once, and has room for each token once,
-# so that rows do not fit. Which of your numbers are the positions?
+# so that rows do not fit. Which of your numbers are the positions? (Call your functions of exercises 1 to 4 and 6; what
+# is wrong there is wrong here, so mend it there first.)
 #
 # `old_logps` come from the sampler, one for each token of the rows. Members of a node have the same, so take any of
 # them for the node; tokens of the prompt may have 0.
