@@ -248,7 +248,7 @@ def _run_script(task, text, options, plan, runs, desk):
         "PATH": "/usr/bin:/bin",
         "HOME": desk,
         "BASH_ENV": functions,
-        "SLURM_JOB_ID": str(7000 + task.number),
+        "SLURM_JOB_ID": str(7001 + task.number),
         "SLURM_ARRAY_JOB_ID": "7000",
         "SLURM_ARRAY_TASK_ID": str(task.number),
         "SLURM_RESTART_COUNT": str(task.starts - 1),
@@ -309,7 +309,7 @@ def _serve(process, asks, answers, reply):
 def _reply(task, words, options, plan, runs, desk):
     """The code that a command returns; None where the script is killed meanwhile."""
     if words[0] == "scontrol":
-        ids = (str(7000 + task.number), f"7000_{task.number}")
+        ids = (str(7001 + task.number), f"7000_{task.number}")
         allowed = "--requeue" in options and "--no-requeue" not in options
         task.requeue |= (
             allowed and words[1:2] == ["requeue"] and words[2:] in [[own] for own in ids]
@@ -376,8 +376,9 @@ def _in_time(task, step, asked, options, plan, ready, missing):
     if heard and comes <= ready and comes <= limit:
         task.limits.append("stopped in time")
         return KNOWN[name], 0, comes
-    done = min(missing, max(1, math.ceil((stop - ready) / update))) if stop < limit else missing
-    end = ready + done * update
+    # the update in progress may have just begun
+    done = min(missing, int((stop - ready) // update) + 1) if stop < limit else missing
+    end = min(finished, stop + update)
     if end > limit:
         task.limits.append(f"killed: {_why(name, step, script_alone)}")
         return None, max(0, int((limit - ready) // update)), limit
