@@ -164,6 +164,13 @@ def draw_padded_like_a_token(rng: np.random.Generator) -> Case:
     return {"prompt_ids": draw_prompt(rng), "completion_ids": ids, "completion_mask": mask}
 
 
+def small() -> Case:
+    """The one in the lab's text."""
+    ids, mask = pad([[1, 2], [1, 3], [1]])
+    prompt = torch.tensor([5, 6])
+    return {"prompt_ids": prompt, "completion_ids": ids, "completion_mask": mask}
+
+
 def worked() -> Case:
     ids, mask = pad(WORKED_IDS)
     return {
@@ -695,7 +702,7 @@ EXERCISES = (
                 draw=draw_group,
                 hint="the prompt, then a node for each distinct beginning of a completion, in the order of a "
                 "dictionary; for each node its token, its depth (the prompt's tokens count), its parent's place.",
-                examples=(worked(),),
+                examples=(small(), worked()),
             ),
             Part(
                 name="padding that looks like a token",
