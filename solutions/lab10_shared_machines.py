@@ -424,12 +424,12 @@ for part in bundles.grade(contents, seed=0):
 # a difference of 2 percentage points.
 #
 # ### BEGIN SOLUTION
-# An example, from the seeds 0, 1 and 2: differences of −1.5, −8 and 0 points, mean −3.2, interval ±10.6. It holds 0, and
-# also differences of several points in both directions, so these runs don't tell which is better; they do not show that
-# both are equal either. The standard deviation of a difference is about 4.3 points, so for an interval of ±2 points one
-# needs (2 · 4.3 / 2)² ≈ 18 pairs, with t about 20, if three pairs tell the deviation well, which they don't. It is one
-# model, one task and one learning rate. The 200 problems alone give each accuracy a standard error of about 3 points, of
-# which a part cancels in a pair, as both runs solve the same problems.
+# An example, from the seeds 0, 1 and 2: differences of −1.5, −8 and 0 points, mean −3.2, interval ±10.6. It holds 0,
+# and also differences of several points in both directions, so these runs don't tell which is better; they do not show
+# that both are equal either. The standard deviation of a difference is about 4.3 points, so for an interval of ±2
+# points one needs (2 · 4.3 / 2)² ≈ 18 pairs, with t about 20, if three pairs tell the deviation well, which they don't.
+# It is one model, one task and one learning rate. The 200 problems alone give each accuracy a standard error of about
+# 3 points, of which a part cancels in a pair, as both runs solve the same problems.
 #
 # *Rubric.* 1 point: numbers that agree with the files, as pairs, with an interval. 1 point: a conclusion that follows
 # from the interval; “no difference was found” is one, “they are equal” is not. 1 point: a number of pairs with its
