@@ -248,14 +248,16 @@ plt.show()
 # - **An array** is one script for many tasks: with `--array=0-5` it is started six times, each time with another
 #   number in `SLURM_ARRAY_TASK_ID`. Each task trains one objective with one seed, 0 … seeds − 1, in a folder of its
 #   own.
-# - **A signal before the limit.** `--signal=TERM@90` sends SIGTERM 90 seconds before the limit to the *steps* of the
-#   job, that is, to what `srun` started. It goes to nothing else. (With `B:` in front it goes to the script alone.)
+# - **A signal before the limit.** `--signal=TERM@90` sends SIGTERM 90 seconds before the limit, or somewhat earlier, to
+#   the *steps* of the job, that is, to what `srun` started. It goes to nothing else. (With `B:` in front it goes to the
+#   script alone.)
 # - **Training** that gets SIGTERM finishes the update it is at, writes a checkpoint and ends with exit code 130. An
 #   update with its checkpoint takes at most `update_seconds`. While it loads its libraries SIGTERM ends it at once,
 #   with code 143 and without a checkpoint; nothing is wrong then. At the limit everything is killed, the script too.
-# - **Queued again.** `scontrol requeue $SLURM_JOB_ID` puts the task back into the queue, and the same script starts
-#   once more with the same number. On this cluster only a job with `--requeue` may do so. Its log is emptied at each
-#   start, unless it says `--open-mode=append`.
+# - **Queued again.** `scontrol requeue 71_4` puts task 4 of array 71 back into the queue, and the same script starts
+#   once more with the same number; 71 stands in `SLURM_ARRAY_JOB_ID`. `SLURM_JOB_ID` is another number for each task,
+#   but the last task's is that of the array, and would put all tasks back. On this cluster only a job with `--requeue`
+#   may be queued again. Its log is emptied at each start, unless it says `--open-mode=append`.
 # - **Folders.** A run refuses a folder that holds a run. `--resume` goes on from its checkpoint, and refuses a folder
 #   without one. `--auto-resume` goes on where there is a checkpoint and begins where there is none.
 # - **Failures.** A run that fails by its own fault ends with 1, and with 2 where its settings are wrong. It would fail
@@ -313,7 +315,8 @@ def job_script(objectives: list[str], seeds: int, minutes: int, update_seconds: 
         "launch": "srun",
         "folder": "runs/lab10/$objective-$seed",
         "resume": "--auto-resume",
-        "queue_again": "if [ $rc = 130 ] || [ $rc = 143 ]; then scontrol requeue $SLURM_JOB_ID; fi",
+        "queue_again": "if [ $rc = 130 ] || [ $rc = 143 ]; then\n"
+        "  scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\nfi",
         "end": "exit $rc",
     }
     return TEMPLATE.format(**blanks)

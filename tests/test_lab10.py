@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_memory_is_that_of_the_calculator(name, beta):
 # The stand-in for Slurm
 # ---------------------------------------------------------------------------------------------------------------------
 
-SHOWS = ["runs", "folders", "at the limit", "updates", "states", "exit codes", "log"]
+SHOWS = ["runs", "folders", "at the limit", "queued again", "updates", "states", "exit codes", "log"]
 LINES = {
     "first": "#!/bin/bash",
     "array": "#SBATCH --array=0-3",
@@ -114,7 +115,7 @@ LINES = {
     "seed=$((SLURM_ARRAY_TASK_ID % 2))\nout=runs/$objective-$seed",
     "train": "srun python -m minigrpo llm train --objective $objective --seed $seed --out $out --auto-resume",
     "rc": "rc=$?",
-    "again": "case $rc in 130 | 143) scontrol requeue $SLURM_JOB_ID ;; esac",
+    "again": "case $rc in 130 | 143) scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID ;; esac",
     "end": "exit $rc",
 }
 
@@ -131,6 +132,7 @@ DONE = {
     "runs": ["grpo 0", "grpo 1", "lambda_grpo 0", "lambda_grpo 1"],
     "folders": [1] * 4,
     "at the limit": ["stopped in time"] * 4,
+    "queued again": ["this task"] * 4,
     "updates": [60] * 4,
     "states": ["COMPLETED"] * 4,
     "exit codes": [0] * 4,
@@ -152,7 +154,7 @@ DONE = {
         {"signal": "#SBATCH --signal=INT@10"},
         {
             "again": "if [ $rc -eq 130 -o $rc -eq 143 ]; then\n"
-            "  scontrol requeue ${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}\nfi"
+            "  scontrol requeue $SLURM_ARRAY_JOB_ID\\_$SLURM_ARRAY_TASK_ID\nfi"
         },
         {
             "train": "resume=\nif [ -f $out/checkpoint.safetensors ]; then resume=--resume; fi\n"
@@ -193,7 +195,8 @@ def test_a_right_script_is_right_in_any_form(lines):
         (["long"], {"signal": "#SBATCH --signal=TERM@290"}, "states", "NEVER ENDS"),  # while it loads, each time
         (["long"], {"requeue": "#SBATCH --open-mode=append"}, "states", "FAILED"),  # this cluster does not allow it
         (["long"], {"requeue": "#SBATCH --requeue"}, "log", "the last start alone"),
-        (["long"], {"again": "scontrol requeue $SLURM_ARRAY_JOB_ID"}, "states", "FAILED"),  # not this task
+        (["long"], {"again": "scontrol requeue $SLURM_ARRAY_JOB_ID"}, "queued again", "the whole array"),
+        (["long"], {"again": "scontrol requeue $SLURM_ARRAY_TASK_ID"}, "states", "FAILED"),  # another's job
         (["long"], {"train": LINES["train"].replace(" --auto-resume", "")}, "exit codes", 2),
         (["busy"], {}, "states", "COMPLETED"),
         (["busy"], {"again": "if [ $rc = 130 ]; then scontrol requeue $SLURM_JOB_ID; fi"}, "exit codes", 143),
@@ -202,10 +205,25 @@ def test_a_right_script_is_right_in_any_form(lines):
         (["refused"], {"end": "echo end"}, "states", "COMPLETED"),
         (["short"], {}, "at the limit", "not reached"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_a_script_leaves_out_is_seen(stories, lines, field, found):
     assert run(*stories, **lines)[field] == [found] * 4
+
+
+def test_the_last_task_has_the_number_of_the_array():
+    found = run(again="if [ $rc = 130 ]; then scontrol requeue $SLURM_JOB_ID; fi")
+    assert found["queued again"] == ["this task"] * 3 + ["the whole array"]
+
+
+def test_the_script_for_a_class_does_all_of_it():
+    """That of labs/gpu, which runs on a real Slurm in tests/slurm."""
+    text = (ROOT / "labs" / "gpu" / "class" / "run.sbatch").read_text(encoding="utf-8")
+    text = re.sub("(?m)^python=.*$", "python=python", text)
+    text = re.sub("--array=0-29%2", "--array=0-3%2", text)
+    cluster = {"stories": ["long"], "loading": 30, "updates": 60, "shows": SHOWS}
+    arguments = {"objectives": ["grpo", "lambda_grpo"], "seeds": 2, "minutes": 30, "update_seconds": 60}
+    assert on_slurm({"f": lambda **_: text}, "f", arguments | {"cluster": cluster}) == DONE
 
 
 def test_runs_that_share_a_folder_are_refused_there():

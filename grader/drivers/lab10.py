@@ -48,6 +48,7 @@ def losses_and_grads(namespace, function, arguments):
 
 MOST_STARTS = 7  # of one task: with more it never ends
 MOST_TASKS = 64
+ARRAY = 7000  # the array's id
 MOST_SECONDS = 5.0  # that bash may take for one start
 TOO_LONG = f"the script did not end within {MOST_SECONDS:g} seconds"
 KNOWN = {
@@ -68,7 +69,13 @@ _ask() {{
 }}
 python() {{ _ask python "${{STEP-}}" "$@"; }}
 python3() {{ python "$@"; }}
-scontrol() {{ _ask scontrol "$@"; }}
+scontrol() {{
+  if [[ ${{1-}} == show ]]; then
+    echo "JobId=$SLURM_JOB_ID JobState=RUNNING"
+  else
+    _ask scontrol "$@"
+  fi
+}}
 srun() {{
   while [[ ${{1-}} == -* ]]; do
     case $1 in -n | -N | -c) shift ;; esac
@@ -84,10 +91,12 @@ class Task:
     """One task of the array: what became of it."""
 
     number: int
+    job: int  # its id; the last task of an array has the array's own
     story: str
     starts: int = 0
     pairs: list = field(default_factory=list)  # objective and seed
     folders: set = field(default_factory=set)
+    queued: list = field(default_factory=list)  # what was put back into the queue
     limits: list = field(default_factory=list)  # what happened where time ran out
     made: int = 0  # updates, those that were lost among them
     clock: float = 0.0  # seconds of this start
@@ -133,7 +142,10 @@ def _ended(text, arguments):
         return dict.fromkeys(cluster["shows"], refused)
     plan = cluster | {"seconds": seconds, "update": arguments["update_seconds"]}
     stories = cluster["stories"]
-    tasks = [Task(n, stories[at % len(stories)]) for at, n in enumerate(numbers)]
+    jobs = [*range(ARRAY + 1, ARRAY + len(numbers)), ARRAY]
+    tasks = [
+        Task(number, jobs[at], stories[at % len(stories)]) for at, number in enumerate(numbers)
+    ]
     runs: dict = {}  # by folder: objective, seed and the updates in its checkpoint
     with tempfile.TemporaryDirectory() as desk:
         for task in tasks:
@@ -156,6 +168,7 @@ def _report(tasks, options):
         "runs": sorted(f"{objective} {seed}" for task in tasks for objective, seed in task.pairs),
         "folders": [len(task.folders) for task in tasks],
         "at the limit": [", ".join(dict.fromkeys(task.limits)) or "not reached" for task in tasks],
+        "queued again": [", ".join(dict.fromkeys(task.queued)) or "nothing" for task in tasks],
         "updates": [task.made for task in tasks],
         "states": [task.state for task in tasks],
         "exit codes": [task.code for task in tasks],
@@ -248,8 +261,8 @@ def _run_script(task, text, options, plan, runs, desk):
         "PATH": "/usr/bin:/bin",
         "HOME": desk,
         "BASH_ENV": functions,
-        "SLURM_JOB_ID": str(7001 + task.number),
-        "SLURM_ARRAY_JOB_ID": "7000",
+        "SLURM_JOB_ID": str(task.job),
+        "SLURM_ARRAY_JOB_ID": str(ARRAY),
         "SLURM_ARRAY_TASK_ID": str(task.number),
         "SLURM_RESTART_COUNT": str(task.starts - 1),
         "SLURM_SUBMIT_DIR": desk,
@@ -309,12 +322,14 @@ def _serve(process, asks, answers, reply):
 def _reply(task, words, options, plan, runs, desk):
     """The code that a command returns; None where the script is killed meanwhile."""
     if words[0] == "scontrol":
-        ids = (str(7001 + task.number), f"7000_{task.number}")
-        allowed = "--requeue" in options and "--no-requeue" not in options
-        task.requeue |= (
-            allowed and words[1:2] == ["requeue"] and words[2:] in [[own] for own in ids]
-        )
-        return 0 if task.requeue else 1
+        asked = words[2:] if words[1:2] == ["requeue"] else []
+        itself = asked in ([f"{ARRAY}_{task.number}"], [str(task.job)])
+        everybody = asked == [str(ARRAY)]
+        if "--requeue" not in options or "--no-requeue" in options or not (itself or everybody):
+            return 1
+        task.queued.append("the whole array" if everybody else "this task")
+        task.requeue = True
+        return 0
     code = _train(task, bool(words[1]), words[2:], options, plan, runs, desk)
     task.killed = code is None
     return code

@@ -351,6 +351,7 @@ def script_with(
     resume: str = "--auto-resume",
     folder: str = "runs/$objective-$seed",
     codes: str = "130|143",
+    task: str = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}",
     end: str = "exit $rc",
     **choice: str,
 ) -> Callable[..., str]:
@@ -365,6 +366,7 @@ def script_with(
         resume: how it goes on.
         folder: of a run.
         codes: with which a task is queued again.
+        task: its id.
         end: the last line.
     """
 
@@ -372,7 +374,7 @@ def script_with(
         asked = signal.format(lead(update_seconds))
         lines = [f"#SBATCH --signal={asked}" * bool(asked), requeue, f"#SBATCH --open-mode={mode}"]
         chosen = [f"{name}={text}" for name, text in (CHOICE | choice).items()]
-        after = ["rc=$?", f"case $rc in {codes}) scontrol requeue $SLURM_JOB_ID ;; esac", end]
+        after = ["rc=$?", f"case $rc in {codes}) scontrol requeue {task} ;; esac", end]
         return SCRIPT.format(
             array=f"0-{len(objectives) * seeds - 1}",
             minutes=minutes,
@@ -708,7 +710,6 @@ EXERCISES = (
         reference=job_script,
         driver="lab10_on_slurm",
         judge=judge_jobs,
-        seconds=20.0,
         parts=(
             Part(
                 name="each run once",
@@ -728,7 +729,9 @@ EXERCISES = (
                 name="goes on to its end",
                 points=2,
                 draw=draw_jobs(
-                    ("at the limit", "states", "updates", "log", "folders"), "long", "busy"
+                    ("at the limit", "queued again", "states", "updates", "log", "folders"),
+                    "long",
+                    "busy",
                 ),
                 hint="a run that was stopped in time (130, or 143 while it loads) is queued again and goes on in its "
                 "folder.",
@@ -774,6 +777,12 @@ EXERCISES = (
                 hint="a job that was stopped in time ends there: the script has to call scontrol requeue, "
                 "and --requeue has to allow it.",
                 wrong=script_with(codes="never"),
+            ),
+            Mistake(
+                name="the whole array",
+                hint="$SLURM_JOB_ID of the last task is that of the array: all tasks are put back. Name the task as "
+                "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.",
+                wrong=script_with(task="$SLURM_JOB_ID"),
             ),
             Mistake(
                 name="143 forgotten",
