@@ -1,7 +1,8 @@
 """How far honest runs are from the limits of lab 10, over many seeds: behind OWN, DEVIATIONS and COPY of `bundles`.
 
-`python -m grader.thresholds.lab10 --seeds 32` adds pairs of runs to grader/thresholds/lab10.json, each made and
-interrupted as the lab says; what is there already is kept. Ten minutes. tests/test_lab10.py reads it.
+`python -m grader.thresholds.lab10 --seeds 32` adds pairs of runs to grader/thresholds/lab10.json, with the settings of
+the lab and interrupted every second, more often than there; what is there already is kept. Ten minutes.
+tests/test_lab10.py reads it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NAMES = ("own", "deviation", "copy", "difference", "resumed")
 
 
 def one_run(settings: Settings, folder: Path) -> None:
-    """Make a run as the lab's solution does."""
+    """Make a run, interrupted again and again."""
     done = False
     while not done:
         done = train(
