@@ -86,9 +86,10 @@ def test_ci_runs_what_it_promises():
     assert {"site", "test-trl-oldest"} <= set(re.findall(r"timed make ([\w-]+)", slow))
     left_out = PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"][-1]  # what `make test` leaves out runs there
     promised = set(re.findall(r"\w+", left_out)) - {"not", "or"}
-    assert promised == set(re.findall(r"-m (\w+)", slow)) | {"engines"}
+    assert promised == set(re.findall(r"-m (\w+)", slow)) | {"engines", "slurm"}
     assert re.search(r"engines\(\) {\n  timed make test-engines\n}", script)
-    assert "\n  fast\n  slow\n  engines\n" in script
+    assert re.search(r'cluster\(\) {\n  timed make test ARGS="-n 0 -m slurm"\n}', script)
+    assert "\n  fast\n  slow\n  cluster\n  engines\n" in script
     assert 'export PIP_CONSTRAINT="$PWD/.ci/constraints.txt"' in script
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     assert [part for part in ("fast", "slow") if f"run: .ci/run {part}" not in workflow] == []
@@ -109,7 +110,8 @@ def test_ci_installs_nothing_unasked():
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 1
-    assert "bubblewrap chromium chromium-driver missing: install them" in done.stdout
+    packages = "bubblewrap chromium chromium-driver slurm-wlm munge slurmdbd mariadb-server"
+    assert f"{packages} missing: install them" in done.stdout
     assert "INSTALLS" not in done.stdout
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from minigrpo.cli import main
 from minigrpo.llm import metrics, runs, training, update
 from minigrpo.llm.evaluation import evaluate
 from minigrpo.llm.experiments import overlap, summary, theorem
@@ -252,6 +253,56 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, extra):
     assert train(settings, tmp_path / "broken", resume=True, progress=False)
     assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
     assert (tmp_path / "broken" / "rollouts.jsonl").read_text() == (tmp_path / "whole" / "rollouts.jsonl").read_text()
+
+
+def test_a_run_says_where_it_was_resumed(tmp_path, monkeypatch):
+    def until(count):
+        """Stop after so many updates."""
+        answers = iter([True] * (count - 1) + [False])
+        return lambda max_minutes: lambda: next(answers)
+
+    for count in (1, 2):  # the second counts from where the first ended
+        monkeypatch.setattr(training, "deadline", until(count))
+        assert not train(QUICK, tmp_path, resume=count > 1, max_minutes=1, progress=False)
+    monkeypatch.undo()
+    assert train(QUICK, tmp_path, resume=True, progress=False)
+    assert train(QUICK, tmp_path, resume=True, progress=False)  # it has ended: there is nothing to go on with
+    assert runs.read_manifest(tmp_path)["resumed"] == [1, 3]
+    assert [row["update"] for row in read_metrics(tmp_path)] == list(range(QUICK.updates + 1))
+
+
+def test_time_ends_a_run_before_the_update_that_would_be_late(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("minigrpo.llm.signals.time.monotonic", lambda: now[0])
+    original = training.sample
+
+    def slow(*arguments):
+        now[0] += 60
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "sample", slow)
+    assert not train(QUICK, tmp_path, max_minutes=3.5, progress=False)
+    assert [row["update"] for row in read_metrics(tmp_path)] == [0, 1, 2]  # a fourth would end after 4 minutes
+    assert (tmp_path / "checkpoint.safetensors").exists()
+    assert (tmp_path / "checkpoint.safetensors").stat().st_mode & 0o044 == 0o044  # others may collect it
+    with pytest.raises(ValueError, match="max_minutes must be above 0, got -1"):
+        train(QUICK, tmp_path / "other", max_minutes=-1, progress=False)
+
+
+def test_auto_resume_starts_goes_on_and_leaves_what_is_done(tmp_path):
+    run = tmp_path / "run"
+    command = [*"llm train --updates 6 --prompts 2 --group-size 2 --max-new-tokens 4 --eval-size 4".split()]
+    command += [*"--eval-every 6 --train-size 8 --save-every 100 --quiet --auto-resume --out".split(), str(run)]
+    assert main([*command, "--max-minutes", "0.0001"]) == 130
+    assert [row["update"] for row in read_metrics(run)] == [0]
+    assert main(command) == 0
+    assert [row["update"] for row in read_metrics(run)] == list(range(7))
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(command) == 0
+    assert (run / "metrics.jsonl").read_bytes() == before
+    (run / "checkpoint.safetensors").unlink()  # killed before the first
+    assert main(command) == 0
+    assert "resumed" not in runs.read_manifest(run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -394,6 +394,24 @@ def test_a_checkpoint_at_sigterm_waits_for_its_generation(tmp_path, asked, saved
     assert_close(moved(again), moved(whole))
 
 
+@pytest.mark.parametrize(("asked", "stopped"), [(1, 2), (2, 2), (3, 4), (6, 6)])
+def test_a_run_stops_where_a_generation_ends_once_it_is_time(tmp_path, asked, stopped):
+    """Of two updates a generation; and the run that goes on from it ends as an unbroken one."""
+    settings = {"num_iterations": 2, "learning_rate": 0.001, "max_steps": 6}
+    whole = run("lambda_grpo", tmp_path / "whole", **settings)
+    made = trainer(ProcessGRPOTrainer, tmp_path / "broken", **settings)
+    made.stop_when(lambda: made.state.global_step == asked)
+    made.train()
+    assert made.state.global_step == stopped
+    if stopped == 6:  # it had reached its end
+        assert_close(moved(made), moved(whole))
+        return
+    assert [path.name for path in (tmp_path / "broken").glob("checkpoint-*")] == [f"checkpoint-{stopped}"]
+    again = trainer(ProcessGRPOTrainer, tmp_path / "broken", **settings)
+    again.train(resume_from_checkpoint=True)
+    assert_close(moved(again), moved(whole))
+
+
 @pytest.mark.parametrize(("ranks", "expected"), [(1, 45), (2, 43), (4, 42)])
 def test_vllm_samples_by_the_seed_that_was_asked_for(tmp_path, monkeypatch, ranks, expected):
     """Colocated vLLM seeds the whole process with 0 as it starts; those that share a model draw alike."""

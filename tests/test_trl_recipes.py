@@ -83,6 +83,26 @@ def test_the_best_checkpoint_outlives_the_resumed_run(tmp_path, monkeypatch):
     assert [row["step"] for row in rows if "eval_reward" in row] == [1, 2, 3, 4]
 
 
+@pytest.mark.skipif(OLD, reason="train.py refuses the paper's recipes under an older TRL")
+def test_a_recipe_stops_in_time_and_goes_on_by_itself(tmp_path, monkeypatch):
+    """Exit codes say which; a checkpoint that was cut short is passed over."""
+    train = module("train")
+    command = [str(GPU / "recipes" / "one_gpu_lora.yaml"), "--out", str(tmp_path), "--dry-run", "--auto-resume"]
+    command += ["gradient_checkpointing=false"]
+    monkeypatch.setitem(train.DRY_RUN, "max_steps", 3)
+    assert train.main([*command, "--max-minutes", "0.0001"]) == 130
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    (tmp_path / "checkpoint-2").mkdir()
+    assert train.main(command) == 0
+    rows = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    told = json.loads((tmp_path / "recipe.json").read_text(encoding="utf-8"))
+    assert (told["objective"], told["seed"], told["changes"]) == ("lambda_grpo", 42, ["gradient_checkpointing=false"])
+    assert train.main(command) == 0  # done: nothing is left to do
+
+
 @pytest.mark.parametrize("recipe", ["paper_llama", "paper_qwen"])
 def test_the_papers_recipes_fit_together(recipe):
     """24 micro-batches an update; whole batches of the validation, whose mean of means is the mean; 40 validations."""

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from minigrpo.commands import INTERRUPTED
+from minigrpo.files import write_json
 from minigrpo.llm.signals import deadline, stop_signals
 
 RECIPE = {  # what a recipe may hold besides TRL's settings, with defaults
@@ -90,6 +91,8 @@ def train(arguments: argparse.Namespace) -> bool:
     from minigrpo.llm.tasks import load_task
 
     args = configuration(arguments, settings)
+    if (arguments.resume or arguments.auto_resume) and is_done(arguments.out, args.max_steps):
+        return True
     check_arguments(arguments.objective, {"args": args})
     check_trl(args)
     name = "sums" if arguments.dry_run else recipe["task"]
@@ -111,13 +114,21 @@ def train(arguments: argparse.Namespace) -> bool:
         objective=arguments.objective,
     )
     check_engine(trainer.accelerator)
+    if trainer.accelerator.is_main_process:
+        told = {"recipe": str(arguments.recipe), "objective": arguments.objective, "seed": args.seed}
+        write_json(arguments.out / "recipe.json", told | {"changes": arguments.changes})
     with stop_signals() as signals:
         trainer.stop_when(lambda: bool(signals or not in_time()))
         trainer.train(resume_from_checkpoint=where_to_resume(arguments))
-    finished = trainer.state.global_step == trainer.state.max_steps
+    finished = trainer.state.global_step >= trainer.state.max_steps
     if finished:
         trainer.save_model()
     return finished
+
+
+def is_done(out: Path, updates: int) -> bool:
+    """Whether a run has its last checkpoint and its model: resumed, transformers would make an update more."""
+    return (out / f"checkpoint-{updates}" / "trainer_state.json").exists() and any(out.glob("*.safetensors"))
 
 
 def where_to_resume(arguments: argparse.Namespace) -> bool | str | None:

@@ -22,6 +22,7 @@ from minigrpo.llm.runs import CHECKPOINT, MANIFEST, read_manifest, saved_setting
 from minigrpo.text import sparkline, text_table
 
 STATE = "trainer_state.json"  # TRL's, in each checkpoint
+RECIPE = "recipe.json"  # labs/gpu/train.py's
 RECENT = 10  # updates whose mean is shown
 PATIENCE = 120  # seconds without a word, and as many updates' time as `SLOW` says, after which a run is silent
 SLOW = 5
@@ -64,7 +65,9 @@ def read_board(paths: Sequence[Path], now: float | None = None) -> list[Line]:
         paths: folders; links inside them are not followed.
         now: seconds since 1970, to tell a running run from a silent one; None: now.
 
-    Raises: ValueError for a path that is no folder, or where there is no run at all.
+    Returns: a line a run, perhaps none.
+
+    Raises: ValueError for a path that is no folder.
     """
     now = time.time() if now is None else now
     lines = []
@@ -74,8 +77,6 @@ def read_board(paths: Sequence[Path], now: float | None = None) -> list[Line]:
         for run in _runs_below(path):
             relative = run.relative_to(path).as_posix()
             lines.append(_line(run, path.name if relative == "." else relative, now))
-    if not lines:
-        raise ValueError(f"no run in {', '.join(map(str, paths))}: none has a {MANIFEST}")
     return lines
 
 
@@ -221,6 +222,8 @@ def _trl(run: Path, name: str, now: float) -> Line:
     """A run of TRL, as of its last checkpoint."""
     states = [file for file in run.glob(f"checkpoint-*/{STATE}") if file.is_file()]
     file = max(states, key=lambda path: path.stat().st_mtime)
+    told = run / RECIPE
+    recipe = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
     state = json.loads(file.read_text(encoding="utf-8"))
     log = state["log_history"]
     rewards = [row["reward"] for row in log if "reward" in row]
@@ -233,6 +236,8 @@ def _trl(run: Path, name: str, now: float) -> Line:
     return Line(
         name,
         "done" if left == 0 else "running" if running else "stopped",
+        objective=str(recipe.get("objective", "?")),
+        seed=recipe.get("seed"),
         update=state["global_step"],
         updates=state["max_steps"],
         reward=float(np.mean(rewards[-RECENT:])) if rewards else None,
@@ -299,18 +304,19 @@ def _time(minutes: float) -> str:
 
 
 def counts(lines: Sequence[Line]) -> str:
-    """How many runs are in each state."""
+    """How many runs there are, and how many in each state."""
     states = [line.state for line in lines]
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    each = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return f"{len(lines)} run{'s' * (len(lines) != 1)}: {each}" if lines else "no run yet"
 
 
 def board_text(lines: Sequence[Line]) -> str:
     """The board for a terminal: a line a run, then what they warn of."""
+    if not lines:
+        return counts(lines)
     table = text_table(HEADER, [cells(line) for line in lines])
     notes = [f"{line.name}: {note}" for line in lines for note in line.notes]
-    return "\n".join(
-        [f"{len(lines)} runs: {counts(lines)}", "", table, *([""] if notes else []), *notes]
-    )
+    return "\n".join([counts(lines), "", table, *([""] if notes else []), *notes])
 
 
 def write_page(
@@ -329,13 +335,13 @@ def write_page(
     from minigrpo.report import Picture, Table, report
 
     when = time.strftime("%Y-%m-%d %H:%M")
-    table = Table(HEADER, [cells(line, width=20) for line in lines], f"{counts(lines)}; {when}")
+    table = Table(HEADER, [cells(line, width=20) for line in lines], when)
     blocks: list[Any] = [table]
     curves = _curves(lines, folders)
     if curves is not None:
         alt = "Held-out accuracy and reward over updates, a line an objective; the table has each run's last numbers."
         blocks.append(Picture(curves, alt))
-    sections = [(f"{len(lines)} runs", blocks)]
+    sections = [(counts(lines), blocks)]
     notes = [(line.name, note) for line in lines for note in line.notes]
     if notes:
         sections.append(("What they say", [Table(("run", "note"), notes)]))

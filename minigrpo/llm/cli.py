@@ -546,6 +546,9 @@ def _board(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--watch must be at least 1 second, got {arguments.watch}")
     while True:
         lines = read_board(arguments.runs)
+        if not lines and not arguments.watch:
+            places = ", ".join(map(str, arguments.runs))
+            raise ValueError(f"no run in {places}: no folder there has a manifest.json")
         clear = "\x1b[2J\x1b[H" if arguments.watch and sys.stdout.isatty() else ""
         print(f"{clear}{board_text(lines)}", flush=True)
         if arguments.page:
@@ -554,4 +557,7 @@ def _board(arguments: argparse.Namespace) -> int:
             write_json(arguments.json, {"rows": [dataclasses.asdict(line) for line in lines]})
         if not arguments.watch:
             return 0
-        time.sleep(arguments.watch)
+        try:
+            time.sleep(arguments.watch)
+        except KeyboardInterrupt:  # the way to end it
+            return 0

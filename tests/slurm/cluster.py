@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CLASS = ROOT / "labs" / "gpu" / "class"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 PORTS = {"database": 33961, "slurmdbd": 33962, "slurmctld": 33963, "slurmd": 33964}
+DAEMONS = []
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -98,12 +99,11 @@ def is_open(port):
 
 def daemon(*command, folder, user=None):
     """Start what stays in the foreground, with a log of its own."""
-    log = (folder / f"{Path(command[0]).name}.out").open("a")
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{PATH}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        [str(part) for part in command], stdout=log, stderr=log, env=environment, user=user, start_new_session=True
-    )
-    with (folder / "pids").open("a") as pids:
+    with (folder / f"{Path(command[0]).name}.out").open("a") as log, (folder / "pids").open("a") as pids:
+        parts = [str(part) for part in command]
+        process = subprocess.Popen(parts, stdout=log, stderr=log, env=environment, user=user, start_new_session=True)
+        DAEMONS.append(process)  # so that nobody waits for it in vain
         pids.write(f"{process.pid}\n")
 
 
@@ -148,6 +148,8 @@ def stop(folder):
             os.killpg(int(pid), 15)
         except ProcessLookupError:
             continue
+    for process in DAEMONS:
+        process.wait(30)
 
 
 if __name__ == "__main__":

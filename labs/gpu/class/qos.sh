@@ -12,8 +12,8 @@ quiet() { # what is there already is no mistake
   sacctmgr --immediate "$@" || [ $? = 1 ]
 }
 quiet add cluster "$cluster"
-quiet add qos class set MaxJobsPerUser=1 MaxSubmitJobsPerUser=4 MaxTRESPerJob=gres/gpu=1 MaxWall=00:30:00
-quiet add qos test set Priority=10 GrpJobs=1 MaxSubmitJobsPerUser=1 MaxTRESPerJob=gres/gpu=1 MaxWall=00:05:00
+quiet add qos class set Flags=DenyOnLimit MaxJobsPerUser=1 MaxSubmitJobsPerUser=4 MaxTRESPerJob=gres/gpu=1 MaxWall=00:30:00
+quiet add qos test set Flags=DenyOnLimit Priority=10 GrpJobs=1 MaxSubmitJobsPerUser=1 MaxTRESPerJob=gres/gpu=1 MaxWall=00:05:00
 quiet add account class Description=class Organization=class
 for student; do
   quiet add user "$student" Account=class DefaultAccount=class QOS=class,test DefaultQOS=class
