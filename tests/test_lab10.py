@@ -6,8 +6,8 @@ import dataclasses
 import json
 import os
 import pickle
-import re
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from grader.drivers.lab10 import on_slurm  # noqa: E402
 from grader.grade import grade_files, load_manifest  # noqa: E402
 from grader.labs import find_exercise, lab10  # noqa: E402
 from grader.protocol import ProtocolError  # noqa: E402
+from grader.sandbox import Failure, Worker, best_isolation  # noqa: E402
 from grader.submission import read_apart  # noqa: E402
 from minigrpo.llm import gpu  # noqa: E402
 from minigrpo.llm.runs import CHECKPOINT, MANIFEST, METRICS, can_resume  # noqa: E402
@@ -162,9 +163,18 @@ DONE = {
             "--out=$out $resume"
         },
         {"signal": "", "train": f"{LINES['train']} --max-minutes 4.5"},
+        {  # as labs/gpu/class does
+            "choose": "student=$SLURM_ARRAY_TASK_ID\nobjectives=(grpo lambda_grpo)\n"
+            "objective=${objectives[student % 2]}\nseed=$((student / 2))\nout=${RUNS:-runs/class}/student-$(printf %02d $student)",
+            "train": "command=(python -m minigrpo llm train --quiet --seed $seed)\n"
+            'command+=(--objective $objective --out $out --auto-resume)\nsrun "${command[@]}" ${OPTIONS:-}',
+            "again": "task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\nif [ $rc = 130 ] || [ $rc = 143 ]; then\n"
+            '  if scontrol show job "$task" | grep -q JobState=RUNNING &&\n'
+            '    [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then\n    scontrol requeue "$task"\n  fi\nfi',
+        },
         {"train": f"mkdir -p $out; date; sleep 60 &\n{LINES['train']}"},  # what is left behind ends with the job
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_a_right_script_is_right_in_any_form(lines):
     assert run(**lines) == DONE
@@ -216,16 +226,6 @@ def test_the_last_task_has_the_number_of_the_array():
     assert found["queued again"] == ["this task"] * 3 + ["the whole array"]
 
 
-def test_the_script_for_a_class_does_all_of_it():
-    """That of labs/gpu, which runs on a real Slurm in tests/slurm."""
-    text = (ROOT / "labs" / "gpu" / "class" / "run.sbatch").read_text(encoding="utf-8")
-    text = re.sub("(?m)^python=.*$", "python=python", text)
-    text = re.sub("--array=0-29%2", "--array=0-3%2", text)
-    cluster = {"stories": ["long"], "loading": 30, "updates": 60, "shows": SHOWS}
-    arguments = {"objectives": ["grpo", "lambda_grpo"], "seeds": 2, "minutes": 30, "update_seconds": 60}
-    assert on_slurm({"f": lambda **_: text}, "f", arguments | {"cluster": cluster}) == DONE
-
-
 def test_runs_that_share_a_folder_are_refused_there():
     found = run("short", choose=LINES["choose"].replace("-$seed", ""))
     assert found["exit codes"] == [0, 2, 0, 2]
@@ -255,8 +255,29 @@ def test_a_script_that_hangs_or_is_none_is_an_answer_that_cannot_be_read(monkeyp
     monkeypatch.setattr("grader.drivers.lab10.MOST_SECONDS", 0.5)
     with pytest.raises(ProtocolError, match="did not end"):
         run(end="while true; do :; done")
+    with pytest.raises(ProtocolError, match="stand-in's own"):
+        run(end='yes >&"$(grep -o "&[0-9]*" "$BASH_ENV" | head -1 | tr -d "&")"')
     with pytest.raises(ProtocolError, match="must return the text"):
         on_slurm({"f": lambda **_: None}, "f", {"cluster": {}})
+
+
+@pytest.mark.attack
+@pytest.mark.skipif(best_isolation() == "none", reason="needs Linux")
+@pytest.mark.parametrize(
+    "line", ["kill -9 -1", ":(){ :|:& };:", "kill -9 $PPID", "sleep 100 & setsid sleep 100 & exit 0"]
+)
+def test_a_hostile_script_costs_its_own_case(line):
+    """And leaves no process behind, as no worker does."""
+    exercise = find_exercise("lab10.4")
+    case = exercise.case(exercise.parts[0], 3, 0)
+    source = f"def job_script(**_):\n    return {f'#!/bin/bash{chr(10)}#SBATCH --array=0-3{chr(10)}{line}'!r}"
+    begin = time.monotonic()
+    with Worker([("cell 1", source)], isolation=best_isolation()) as worker:
+        answer = worker.ask("lab10_on_slurm", "job_script", case, seconds=10.0)
+    assert time.monotonic() - begin < 60
+    assert isinstance(answer, Failure) or exercise.verdict(case, exercise.run(exercise.reference, case), answer.value)
+    with Worker([("cell 1", "")], isolation=best_isolation()) as worker:
+        assert worker.alive
 
 
 def test_the_check_of_a_script_says_what_is_wrong():

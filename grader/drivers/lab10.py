@@ -50,6 +50,7 @@ MOST_STARTS = 7  # of one task: with more it never ends
 MOST_TASKS = 64
 ARRAY = 7000  # the array's id
 MOST_SECONDS = 5.0  # that bash may take for one start
+LONGEST = 1 << 20  # bytes of a command
 TOO_LONG = f"the script did not end within {MOST_SECONDS:g} seconds"
 KNOWN = {
     "TERM": 143,
@@ -309,6 +310,8 @@ def _serve(process, asks, answers, reply):
             return
         rest += more
         count, _, words = rest.partition(b"\0")
+        if len(rest) > LONGEST or not count[:4].isdigit() or len(count) > 4:
+            raise ProtocolError("the script writes into what is the stand-in's own")
         if words.count(b"\0") < int(count):
             continue
         code = reply([word.decode(errors="replace") for word in words.split(b"\0")[: int(count)]])
