@@ -165,7 +165,8 @@ DONE = {
         {"signal": "", "train": f"{LINES['train']} --max-minutes 4.5"},
         {  # as labs/gpu/class does
             "choose": "student=$SLURM_ARRAY_TASK_ID\nobjectives=(grpo lambda_grpo)\n"
-            "objective=${objectives[student % 2]}\nseed=$((student / 2))\nout=${RUNS:-runs/class}/student-$(printf %02d $student)",
+            "objective=${objectives[student % 2]}\nseed=$((student / 2))\n"
+            "out=${RUNS:-runs/class}/student-$(printf %02d $student)",
             "train": "command=(python -m minigrpo llm train --quiet --seed $seed)\n"
             'command+=(--objective $objective --out $out --auto-resume)\nsrun "${command[@]}" ${OPTIONS:-}',
             "again": "task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\nif [ $rc = 130 ] || [ $rc = 143 ]; then\n"
