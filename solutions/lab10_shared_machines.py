@@ -338,7 +338,8 @@ print(job_script(["grpo", "lambda_grpo"], 3, minutes=20, update_seconds=30))
 #
 # `train(settings, folder, resume=…, max_minutes=…)` stops in time with a checkpoint, as at SIGTERM, and then returns
 # False; True says that the run is at its end. `can_resume(folder)` says whether there is a checkpoint. On a cluster,
-# use your script and copy the six folders into one.
+# use your script, with the options below added, and copy the six folders into one; there `scancel --signal=TERM 71_4`
+# interrupts task 4 of array 71 by hand, and with 400 updates there is time for it.
 #
 # **Settings.** `tiny`, the task `arithmetic`, every weight (no adapters), the same settings for all six but `objective`
 # and `seed`, and
@@ -353,9 +354,10 @@ print(job_script(["grpo", "lambda_grpo"], 3, minutes=20, update_seconds=30))
 # **Points** 2 for six whole runs: each folder has its checkpoint of the last update, and its `metrics.jsonl` each
 # update exactly once and in order. 1 for a fair comparison: three pairs, and settings that differ in the objective
 # alone. 1 for interruptions: `manifest.json` says of each run where it went on (`resumed`). 2 for claims that hold: the
-# grader lets each checkpoint solve problems again. What `metrics.jsonl` says of its last accuracy has to lie within 3
-# percentage points of what it finds on the same problems, and within 4 standard errors of what it finds on 200 fresh
-# ones. No two checkpoints may be the same, and none may be untrained. **Which objective is better earns nothing.**
+# grader lets each checkpoint solve problems again. What `metrics.jsonl` says of the first and the last accuracy has to
+# lie within 3 percentage points of what it finds on the same problems, and the last within 4 standard errors of what it
+# finds on 200 fresh ones. No two checkpoints may be the same, and none may be untrained. **Which objective is better
+# earns nothing.**
 #
 # `grader/thresholds/lab10.json` holds what these settings gave over 32 seeds.
 
