@@ -110,7 +110,7 @@ def test_ci_installs_nothing_unasked():
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 1
-    packages = "bubblewrap chromium chromium-driver slurm-wlm munge slurmdbd mariadb-server"
+    packages = "bubblewrap chromium chromium-driver slurm-wlm munge slurmdbd mariadb-server task-spooler"
     assert f"{packages} missing: install them" in done.stdout
     assert "INSTALLS" not in done.stdout
 
