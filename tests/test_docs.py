@@ -258,3 +258,13 @@ def test_update_lengths_are_measured(tmp_path):
     assert [row["objective"] for row in result["rows"]] == ["grpo", "lambda_grpo"]
     assert 0.9 < result["ratio"] < 1.1
     assert 0 < result["rows"][0]["mean_length"] < 5e-5 * 900_000**0.5
+
+
+def test_what_runs_warn_of_is_explained():
+    """Each `docs/troubleshooting.md#…` in the package is a heading of that page, and each warning names one."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = {line.lstrip("# ").replace(" ", "-").lower() for line in page.splitlines() if line.startswith("### ")}
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "minigrpo").rglob("*.py")]
+    named = {name for text in sources for name in re.findall(r"(?:\{HELP\}|troubleshooting\.md)#([\w-]+)", text)}
+    assert len(named) >= 5
+    assert named - headings == set()

@@ -17,6 +17,7 @@ from minigrpo.llm.settings import Settings
 from minigrpo.steps import intermediate_proportion, path_depth, step_sizes
 
 PATIENCE = 5  # updates that must go wrong before a warning
+HELP = "see docs/troubleshooting.md"
 SAME = 40  # letters; warnings that begin so are the same, whatever number follows
 # nats a token; rounding was up to 1e-6 and 0.02 on small models
 MISMATCH = {"float32": 1e-3, "bfloat16": 0.1}
@@ -94,15 +95,17 @@ def warnings_of(history: Sequence[dict[str, Any]], settings: Settings) -> list[s
     if all(row["zero_variance"] == 1 for row in last):
         warnings.append(
             f"in the last {PATIENCE} updates every group had equal rewards, so the loss is exactly 0 and nothing is "
-            "learned: take easier or harder problems, larger groups or a higher temperature"
+            f"learned: take easier or harder problems, larger groups or a higher temperature; {HELP}#loss-is-0"
         )
     if all(row["entropy"] < 0.01 for row in last):
         warnings.append(
-            "the entropy is gone: all completions of a group are alike; lower the learning rate or raise beta"
+            "the entropy is gone: all completions of a group are alike; lower the learning rate or raise beta; "
+            f"{HELP}#all-completions-are-alike"
         )
     if all(row["capped"] > 0.9 for row in last):
         warnings.append(
-            f"nearly all completions end at max_new_tokens ({settings.max_new_tokens}) and not by themselves: raise it"
+            f"nearly all completions end at max_new_tokens ({settings.max_new_tokens}) and not by themselves: raise "
+            f"it; {HELP}#completions-are-cut-off"
         )
     return warnings
 
@@ -120,7 +123,8 @@ def mismatch(gaps: Sequence[float], settings: Settings, dropout: bool) -> list[s
         return []
     return [
         f"the log-probs of sampling and of training differ by {gaps[0]:.2g} nats a token under the same weights, and "
-        f"rounding in {settings.dtype} explains {limit:g}: the gradient is not that of the policy that sampled"
+        f"rounding in {settings.dtype} explains {limit:g}: the gradient is not that of the policy that sampled; "
+        f"{HELP}#sampling-and-training-disagree"
     ]
 
 

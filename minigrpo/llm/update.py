@@ -203,7 +203,7 @@ def descend(
     if not (math.isfinite(learned["loss"]) and math.isfinite(norm)):
         raise ValueError(
             f"learning_rate {settings.learning_rate:g} broke the run: loss {learned['loss']}, gradient norm {norm}; "
-            "the last checkpoint is whole"
+            "the last checkpoint is whole; see docs/troubleshooting.md#the-loss-is-no-number"
         )
     learner.optimizer.step()
     return learned | {"grad_norm": norm}
