@@ -18,11 +18,10 @@ from grader.feedback import (
     final_grades,
     left_out,
     rubrics,
-    set_mark,
     write_manual,
     write_run,
 )
-from grader.grade import grade_folder, grade_submission, load_manifest, nothing_graded, readable
+from grader.grade import grade_folder, grade_submission, load_manifest, nothing_graded
 from grader.results import Grade, Grading, Result
 from grader.submission import SubmissionError, is_notebook, is_zip, read_apart
 from minigrpo.commands import run
@@ -126,10 +125,23 @@ def build_parser() -> argparse.ArgumentParser:
     _grading_options(sub)
 
     sub = command(
-        "mark", run_mark, "mark one written question for the whole class, in the terminal"
+        "mark", run_mark, "mark one written question for the whole class, in the terminal or a file"
     )
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
     sub.add_argument("exercise", help="as in lab02.4")
+    files = sub.add_mutually_exclusive_group()
+    files.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="write all answers into one YAML file, with places for points and comments",
+    )
+    files.add_argument(
+        "--read",
+        type=Path,
+        metavar="FILE",
+        help="put the marks of that file, filled in, into the students' forms: all of them, or none",
+    )
 
     sub = command(
         "export", run_export, "write grades, a person's marks included, for another system"
@@ -320,53 +332,21 @@ def _print_faults(result: Result) -> None:
 
 
 def run_mark(arguments: argparse.Namespace) -> int:
-    """Ask for the marks of one question, a student after the other; Ctrl-D ends, what is given is kept."""
-    grades = final_grades(arguments.grades)
+    """Ask for the marks of one question, or write a file for them, or read it."""
+    from grader import marking
+
+    out = arguments.grades
+    grades = final_grades(out)
     lab, entry = _entry(grades[0].lab)
     texts = rubrics(_of_course(SOLUTIONS), lab)
-    questions = {row["id"]: row for row in entry["exercises"] if row["kind"] == "written"}
-    if arguments.exercise not in questions:
-        has = ", ".join(questions) or "none"
-        raise ValueError(f"{lab} has no written question {arguments.exercise!r}, it has {has}")
-    question = questions[arguments.exercise]
-    rows = [
-        (grade, row) for grade in grades for row in grade.exercises if row.id == arguments.exercise
-    ]
-    waiting = [(grade, row) for grade, row in rows if row.open or (row.stale and not grade.problem)]
-    print(
-        f"{question['question']}\n\n{texts.get(arguments.exercise, '')}"
-        if waiting
-        else "no answer waits for a mark"
-    )
-    try:
-        for number, (grade, row) in enumerate(waiting, start=1):
-            before = f", {row.earned:g} point{'s' * (row.earned != 1)} before" if row.stale else ""
-            print(
-                f"\n[{number} of {len(waiting)}] {grade.student}{before}\n\n{readable(row.answer or '')}\n"
-            )
-            points = _ask_points(question["points"])
-            if points is not None:
-                comment = input("comment: ").strip()
-                # where `grade` was stopped before it wrote them
-                write_manual(grade, entry, arguments.grades, texts)
-                set_mark(grade, arguments.exercise, points, comment, arguments.grades)
-    except EOFError:
-        print()
+    question = marking.find_question(lab, entry, arguments.exercise, texts)
+    if arguments.write:
+        print("\n".join(marking.write_file(grades, question, out, arguments.write)))
+    elif arguments.read:
+        print("\n".join(marking.read_file(grades, question, out, arguments.read)))
+    else:
+        marking.ask(grades, question, out)
     return 0
-
-
-def _ask_points(most: int) -> float | None:
-    """A number of points from the keyboard, None for an empty line."""
-    while True:
-        said = input(f"points, 0 to {most} (Enter: later): ").strip()
-        if not said:
-            return None
-        try:
-            points = float(said)
-        except ValueError:
-            continue
-        if 0 <= points <= most:
-            return int(points) if points.is_integer() else points
 
 
 def _left_out(out: Path) -> list[str]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -90,29 +91,41 @@ def _empty_forms(result: Result, entry: Mapping, rubrics: Mapping[str, str]) -> 
         if row.id in questions:
             texts = (questions[row.id], rubrics.get(row.id), row.answer)
             forms[row.id] = {
-                name: _block(text) for name, text in zip(TEXTS, texts, strict=True)
+                name: block(text) for name, text in zip(TEXTS, texts, strict=True)
             } | places
         elif result.failed or row.failed:
             forms[row.id] = places
     return forms
 
 
-def set_mark(grade: Result, exercise: str, points: float, comment: str, out: Path) -> None:
+def set_mark(
+    grade: Result,
+    exercise: str,
+    points: float | None,
+    comment: str,
+    out: Path,
+    *,
+    look_again: bool = False,
+) -> None:
     """Write one mark into a student's form, which is there. Comments after # in it are not kept.
 
     Args:
         grade: whose form is changed.
         exercise: as in "lab02.4".
-        points: that it earns.
-        comment: "" for none.
+        points: that it earns; None keeps what stands there.
+        comment: "" keeps what stands there.
         out: the grades' folder.
+        look_again: whether nobody has looked yet at the answer as it is now.
     """
     marks = read_manual(out, grade.student)
     form = marks["exercises"].setdefault(exercise, {})
-    form |= {"points": points, "comment": comment or form.get("comment")}
+    form["points"] = form.get("points") if points is None else points
+    form["comment"] = comment or form.get("comment")
     form.pop("look_again", None)
+    if look_again:
+        form["look_again"] = LOOK_AGAIN
     for other in marks["exercises"].values():
-        other |= {name: _block(other[name]) for name in TEXTS if isinstance(other.get(name), str)}
+        other |= {name: block(other[name]) for name in TEXTS if isinstance(other.get(name), str)}
     _write_form(out / "manual" / f"{grade.student}.yaml", grade, marks)
 
 
@@ -126,12 +139,15 @@ def _write_form(path: Path, result: Result, form: Mapping) -> None:
         f"# {result.lab}, {result.student}: a person's marks. `points` of a written answer; for graded code,\n"
         "# `points` or a `delta` to add. What stands here wins.\n"
     )
-    write_text(
-        path, head + yaml.dump(form, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    )
+    write_text(path, head + form_text(form))
 
 
-def _block(text: str | None) -> _Block | None:
+def form_text(form: Mapping) -> str:
+    """A form as YAML that people like to fill in."""
+    return yaml.dump(form, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def block(text: str | None) -> _Block | None:
     """A text as YAML can show it in a block: no tabs, no control characters, no spaces at the end of a line."""
     if not text:
         return None
@@ -221,9 +237,18 @@ def _marked_exercise(
     )
 
 
-def write_run(out: Path, results: Sequence[Result]) -> None:
-    """Remember whose submissions there were: results of others, of earlier runs, count no more."""
-    write_json(out / "run.json", {"submissions": sorted(result.student for result in results)})
+def write_run(out: Path, results: Sequence[Result], folder: Path | None = None) -> None:
+    """Remember whose submissions there were: results of others, of earlier runs, count no more.
+
+    Args:
+        out: the grades' folder.
+        results: of the run.
+        folder: of the submissions, where `oral` finds them again.
+    """
+    found: dict[str, Any] = {"submissions": sorted(result.student for result in results)}
+    if folder is not None:
+        found["folder"] = str(folder.resolve())
+    write_json(out / "run.json", found)
 
 
 def final_grades(out: Path) -> list[Grade]:
@@ -282,8 +307,19 @@ def _results(out: Path) -> tuple[list[Result], list[Result]]:
 
 def _read_run(out: Path) -> list[str] | None:
     """Whose submissions there were in the last run; None where that is not known."""
+    return _of_run(out, "submissions")
+
+
+def submissions_folder(out: Path) -> Path | None:
+    """Where the submissions of the last run lay; None where that is not known."""
+    folder = _of_run(out, "folder")
+    return Path(folder) if isinstance(folder, str) else None
+
+
+def _of_run(out: Path, key: str) -> Any:
+    """What run.json says; None where it says nothing."""
     try:
-        return json.loads((out / "run.json").read_text(encoding="utf-8"))["submissions"]
+        return json.loads((out / "run.json").read_text(encoding="utf-8"))[key]
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
 

@@ -36,6 +36,8 @@ class PartResult:
     passed: bool
     feedback: str  # "" where it passed
     mistake: bool = False  # whether the feedback is the hint of a known mistake, which is a guess
+    # what the grader measured itself, for `grader report` alone: `class_report.RECORD` says its keys
+    records: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class Result:
         saved = dataclasses.asdict(self)
         for exercise in saved["exercises"]:
             for part in exercise["parts"]:
-                if not part["mistake"]:
-                    del part["mistake"]
+                for name in ("mistake", "records"):
+                    if not part[name]:
+                        del part[name]
         return saved
 
     @classmethod
