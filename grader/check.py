@@ -70,10 +70,12 @@ def public_report(exercise: Exercise, function: Callable[..., Any]) -> tuple[lis
 
 
 def public_cases(exercise: Exercise, part) -> list[Case]:
-    """The worked examples of a part, then one drawn case unless the part keeps them secret."""
-    return (
-        [*part.examples] if part.secret else [*part.examples, exercise.case(part, PUBLIC_SEED, 0)]
-    )
+    """The worked examples of a part, then one drawn case unless the part keeps them secret.
+
+    In the students' archive that case is an example, too.
+    """
+    drawn = [] if part.secret or part.draw is None else [exercise.case(part, PUBLIC_SEED, 0)]
+    return [*part.examples, *drawn]
 
 
 def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> Attempt:

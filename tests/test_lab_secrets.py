@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -71,9 +72,12 @@ def test_the_students_archive_has_the_runs_and_not_the_truth(tmp_path):
     with zipfile.ZipFile(tmp_path / "course.zip") as archive:
         assert not [name for name in archive.namelist() if "truth" in name]
         archive.extractall(tmp_path)
+        texts = [archive.read(name).decode() for name in archive.namelist() if "grader/labs/lab08." in name]
+    assert len(texts) == 2
+    assert not [text for text in texts if re.search(r"TRUTH|\bA\b.{,9}" + TRUE["A"], text)]
     program = (
-        "from grader import check; from grader.labs import lab08; "
-        "assert not lab08.TRUTH.exists(); check('lab08.1', lab08.diagnosis)"
+        "from grader import check; from grader.labs.lab08 import CAUSES, RUNS; assert len(RUNS) == 7; "
+        "check('lab08.1', lambda: dict.fromkeys('ABCDEF', next(iter(CAUSES))))"
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "course", capture_output=True, text=True)
     assert found.stdout.startswith("lab08.1: "), found.stderr

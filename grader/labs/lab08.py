@@ -64,8 +64,10 @@ def judge_diagnosis(arguments: Case, expected: Any, answer: Any) -> str | None:
     """Judge the form alone where no run is named, so that the public check gives nothing away; else that run.
 
     Where a mistake's answer stands in for what was expected, an answer is "right" if its form has the same flaw.
+    In the students' archive nothing is expected.
     """
-    flaw, known = _flaw(answer), _flaw(expected)
+    flaw = _flaw(answer)
+    known = () if expected is None else _flaw(expected)
     if flaw or known:
         return None if flaw[:1] == known[:1] else ", got ".join(flaw) or "the form is right"
     run = arguments.get("run")
