@@ -43,13 +43,14 @@ def wait(question, seconds):
 
 
 def states(shown):
-    """The state of each job by card and student, the last word on each."""
+    """By card and student: running or queued where one of its jobs is, else finished."""
     found, card = {}, None
     for line in shown.splitlines():
         if line.startswith("card"):
             card = line
         elif "[student" in line:
-            found[card, line.partition("[")[2][:10]] = line.split()[1]
+            key, state = (card, line.partition("[")[2][:10]), line.split()[1]
+            found[key] = state if state != "finished" else found.get(key, state)
     return found
 
 

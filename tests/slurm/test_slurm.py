@@ -87,6 +87,14 @@ def numbers(run):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in read_metrics(run)]
 
 
+def stopped_in_time(codes):
+    """The codes of a job's starts: it was stopped at least once, with a checkpoint, and then came to its end."""
+    *before, last = codes
+    assert last == "0"
+    assert "130" in before
+    assert set(before) <= {"130", "143"}  # 143: during the imports, on a busy machine
+
+
 def test_an_array_that_meets_its_limit_ends_as_unbroken_runs_do(slurm, tmp_path):
     runs, unbroken = tmp_path / "class", tmp_path / "unbroken"
     variables = {"OPTIONS": f"--updates {UPDATES} {FEW}"}
@@ -97,9 +105,9 @@ def test_an_array_that_meets_its_limit_ends_as_unbroken_runs_do(slurm, tmp_path)
         run, log = runs / f"student-0{task}", log_of(slurm, runs, task)
         starts = re.findall(r"job \d+, start (\d+)", log)
         codes = re.findall(r"ended with (\d+)", log)
-        assert len(starts) == len(codes) > 1, log
-        assert codes == ["130"] * (len(codes) - 1) + ["0"]
-        assert len(read_manifest(run)["resumed"]) == len(starts) - 1
+        assert len(starts) == len(codes), log
+        stopped_in_time(codes)
+        assert 1 <= len(read_manifest(run)["resumed"]) <= len(starts) - 1
         settings = read_settings(run)
         assert (settings.objective, settings.seed) == (objective, 0)
         whole = unbroken / f"student-0{task}"
@@ -114,15 +122,14 @@ def test_a_recipe_of_trl_goes_on_too(slurm, tmp_path):
     runs = tmp_path / "trl"
     model = ROOT / "minigrpo" / "llm" / "tiny"
     options = f"model={model} task=arithmetic model_init_kwargs=null use_vllm=false use_cpu=true bf16=false prompts=4 "
-    options += "max_completion_length=24 max_steps=400 save_steps=1000 logging_steps=1 report_to=none disable_tqdm=true"
+    options += "max_completion_length=24 max_steps=300 save_steps=1000 logging_steps=1 report_to=none disable_tqdm=true"
     variables = {"RECIPE": str(CLASS.parent / "recipes" / "one_gpu_lora.yaml"), "OPTIONS": options}
     job = submit(slurm, runs, "--array=1", "--time=1", "--signal=TERM@10", variables=variables)
     assert ended(slurm, job) == {f"{job}_1": ("COMPLETED", "0:0")}
     codes = re.findall(r"ended with (\d+)", log_of(slurm, runs, 1))
-    assert codes == ["130"] * (len(codes) - 1) + ["0"]
-    assert len(codes) > 1
-    state = json.loads((runs / "student-01" / "checkpoint-400" / "trainer_state.json").read_text())
-    assert [row["step"] for row in state["log_history"] if "loss" in row] == list(range(1, 401))
+    stopped_in_time(codes)
+    state = json.loads((runs / "student-01" / "checkpoint-300" / "trainer_state.json").read_text())
+    assert [row["step"] for row in state["log_history"] if "loss" in row] == list(range(1, 301))
     (line,) = read_board([runs])
     assert (line.state, line.objective, line.seed) == ("done", "lambda_grpo", 0)
 

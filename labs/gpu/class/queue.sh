@@ -55,6 +55,8 @@ case ${1:-} in
   *)
     mkdir -p "$runs"
     rm -f "$runs/.stop"
+    # a queue's server stays: it must not hold on to the terminal or a pipe
+    for ((card = 0; card < cards; card++)); do on_card "$card" -S 1 > /dev/null 2>&1; done
     for ((student = $1; student <= ${2:-$1}; student++)); do queue "$student"; done
     echo "queued: python -m minigrpo llm board $runs shows how far they are"
     ;;
