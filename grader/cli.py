@@ -143,6 +143,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="put the marks of that file, filled in, into the students' forms: all of them, or none",
     )
 
+    sub = command("report", run_report, "write a page about the class, for its instructor")
+    sub.add_argument("grades", type=Path, help="the folder that grade wrote")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="HTML",
+        help="the page to write (GRADES/class.html unless given)",
+    )
+
     sub = command(
         "export", run_export, "write grades, a person's marks included, for another system"
     )
@@ -346,6 +355,21 @@ def run_mark(arguments: argparse.Namespace) -> int:
         print("\n".join(marking.read_file(grades, question, out, arguments.read)))
     else:
         marking.ask(grades, question, out)
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Write a page about the class."""
+    from grader.class_report import write_class_report
+    from grader.report import headings
+
+    grades = final_grades(arguments.grades)
+    _, entry = _entry(grades[0].lab)
+    out = arguments.out or arguments.grades / "class.html"
+    titles = headings(_of_course(LABS / entry["notebook"]))
+    gone = "".join(_left_out(arguments.grades))
+    write_class_report(grades, entry, titles, gone, out)
+    print(f"{out} is about {len(grades)} submissions; it names students, and is for instructors")
     return 0
 
 
