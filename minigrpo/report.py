@@ -76,6 +76,10 @@ figure { margin: 1.5rem 0; }
 figure img { display: block; width: 100%; min-width: 38rem; height: auto; background: #fff; border-radius: 6px; }
 figcaption { max-width: 44rem; margin-top: 0.5rem; font-size: 0.95rem; }
 """
+WIDE = """
+body { max-width: none; } th, td { white-space: nowrap; padding: 0.2rem 0.6rem; }
+figure img { max-width: 42rem; min-width: 0; } h2 { margin-top: 1rem; }
+"""
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -103,6 +107,7 @@ def report(
     title: str,
     *,
     refresh: int | None = None,
+    wide: bool = False,
 ) -> Path:
     """Write one self-contained HTML file: figures are inside, nothing is fetched or run.
 
@@ -111,6 +116,7 @@ def report(
         sections: heading and contents of each.
         title: of the page.
         refresh: seconds after which a browser reads the page again; None: never.
+        wide: take all of the window, for tables that are looked at from afar.
 
     Raises: TypeError for another block; OSError as `write_text`.
     """
@@ -129,7 +135,7 @@ def report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         *([f'<meta http-equiv="refresh" content="{refresh}">'] if refresh else []),
         f"<title>{html.escape(title)}</title>",
-        f"<style>{STYLE}</style>",
+        f"<style>{STYLE}{WIDE if wide else ''}</style>",
     ]
     lines = [
         "<!DOCTYPE html>",

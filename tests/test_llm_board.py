@@ -57,7 +57,8 @@ def test_a_run_on_its_way(tmp_path):
     assert line.reward == pytest.approx(0.1)  # mean of 0, 0.1 and 0.2
     assert line.minutes_left == pytest.approx(98 * 2 / 60)
     assert (line.first, line.accuracy, line.ci_low, line.ci_high) == (0.25, 0.25, 0.2, 0.3)
-    assert cells(line)[4:] == ("2/100", "0.10", "", "0.25 → 0.25 [0.20, 0.30]", "100", "3 min")
+    assert cells(line)[2:6] == ("2/100", "0.10", "0.25 → 0.25 [0.20, 0.30]", "3 min")
+    assert cells(line)[6:] == ("lambda_grpo", "3", "100", "")
 
 
 @pytest.mark.parametrize(
@@ -230,4 +231,4 @@ def test_watching_waits_for_the_first_run(tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_not_known_is_a_dash():
-    assert set(cells(Line("x", "starting"))[3:6]) == {"–"}
+    assert set(cells(Line("x", "starting"))[2:6]) == {"–"}

@@ -20,7 +20,7 @@ BUILD = ROOT / "build" / "site"
 SOURCE, HTML = BUILD / "source", BUILD / "html"
 PAGES = (
     *("lessons/*.ipynb", "labs/*.ipynb", "*.md", "docs/*.md"),
-    *("benchmarks/*.md", "labs/gpu/*.md", "solutions/*.md"),
+    *("benchmarks/*.md", "labs/gpu/**/*.md", "solutions/*.md"),
 )
 CODE = r"```.*?```|`[^`\n]*`"  # what stands in it is no link
 LINK = re.compile(CODE + r"|\]\((?!https?:|mailto:|#)(?P<to>[^)\s#]+)(?P<part>#[^)\s]*)?\)", re.DOTALL)

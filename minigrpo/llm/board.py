@@ -253,7 +253,8 @@ def _trl(run: Path, name: str, now: float) -> Line:
 # Show
 # ---------------------------------------------------------------------------------------------------------------------
 
-HEADER = ("run", "state", "objective", "seed", "update", "reward", "", "held out", "tok/s", "left")
+# what is asked first stands first: a phone shows the first four
+HEADER = ("run", "state", "update", "reward", "held out", "left", "objective", "seed", "tok/s", "")
 
 
 def cells(line: Line, width: int = 12) -> tuple[str, ...]:
@@ -272,14 +273,14 @@ def cells(line: Line, width: int = 12) -> tuple[str, ...]:
     return (
         line.name,
         line.state + again,
-        line.objective,
-        _number(line.seed, "d"),
         "–" if line.update is None else f"{line.update}/{_number(line.updates, 'd')}",
         _number(line.reward, ".2f"),
-        curve,
         _held_out(line),
-        _number(line.tokens_per_second, ".0f"),
         "–" if line.minutes_left is None else _time(line.minutes_left),
+        line.objective,
+        _number(line.seed, "d"),
+        _number(line.tokens_per_second, ".0f"),
+        curve,
     )
 
 
@@ -335,17 +336,17 @@ def write_page(
     from minigrpo.report import Picture, Table, report
 
     when = time.strftime("%Y-%m-%d %H:%M")
-    table = Table(HEADER, [cells(line, width=20) for line in lines], when)
-    blocks: list[Any] = [table]
+    blocks: list[Any] = []
     curves = _curves(lines, folders)
     if curves is not None:
         alt = "Held-out accuracy and reward over updates, a line an objective; the table has each run's last numbers."
         blocks.append(Picture(curves, alt))
+    blocks.append(Table(HEADER, [cells(line, width=20) for line in lines], when))
     sections = [(counts(lines), blocks)]
     notes = [(line.name, note) for line in lines for note in line.notes]
     if notes:
         sections.append(("What they say", [Table(("run", "note"), notes)]))
-    return report(path, sections, "Runs", refresh=refresh)
+    return report(path, sections, "Runs", refresh=refresh, wide=True)
 
 
 def _curves(lines: Sequence[Line], folders: Sequence[Path]) -> Any:
