@@ -257,17 +257,17 @@ def _mistakes(grades: Sequence[Grade]) -> Section:
 def _waiting(grades: Sequence[Grade]) -> Section:
     """Who has written answers without a mark, or marks that have to be looked at again."""
     marks = {"without a mark": "open", "mark for an earlier submission: look again": "stale"}
-    rows = []
+    lines: list[Block] = []
     for words, flag in marks.items():
         students: dict[str, list[str]] = {}
         for grade in grades:
             for row in grade.exercises:
                 if getattr(row, flag):
                     students.setdefault(row.id, []).append(grade.student)
-        rows += [(name, words, len(who), ", ".join(who)) for name, who in students.items()]
-    if not rows:
-        return "To mark", ["Nothing waits for a mark."]
-    return "To mark", [Table(("exercise", "what", "students", "who"), rows)]
+        lines += [
+            f"{name}, {words} ({len(who)}): {', '.join(who)}." for name, who in students.items()
+        ]
+    return "To mark", lines or ["Nothing waits for a mark."]
 
 
 def _failures(grades: Sequence[Grade]) -> Section:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -165,7 +166,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--assignment", default="", help="canvas: the column's name there, as in 'Lab 02 (12345)'"
     )
-    sub.add_argument("--roster", type=Path, metavar="CSV", help="canvas: the exported gradebook")
+    sub.add_argument(
+        "--roster",
+        type=Path,
+        metavar="CSV",
+        help="canvas: the exported gradebook; csv, html: that, Moodle's worksheet, or a CSV with the columns "
+        "name and id. Who is not found in it is asked for in GRADES/names.csv (submission,id): fill that in, "
+        "and export again",
+    )
     sub.add_argument(
         "--worksheet", type=Path, metavar="CSV", help="moodle: the downloaded grading worksheet"
     )
@@ -450,23 +458,23 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _export(
     arguments: argparse.Namespace, grades: list[Grade], out: Path
-) -> tuple[list[Path], list[str]]:
+) -> tuple[list[Path], Sequence[str]]:
     """Write the files of a format; return them, and which submissions are no student's."""
     from grader import exports
     from grader.report import headings
 
     _, entry = _entry(grades[0].lab)
     names = arguments.grades / "names.csv"
+    people = partial(exports.find_people, grades, arguments.roster, names)
     formats = {
         "gradescope": lambda: (exports.export_gradescope(grades, out), []),
         "canvas": lambda: exports.export_canvas(
             grades, arguments.assignment, arguments.roster, names, out
         ),
         "moodle": lambda: exports.export_moodle(grades, arguments.worksheet, names, out),
-        "csv": lambda: (exports.export_csv(grades, out), []),
-        "html": lambda: (
-            exports.export_html(grades, entry, headings(_of_course(LABS / entry["notebook"])), out),
-            [],
+        "csv": lambda: exports.export_csv(people(), out),
+        "html": lambda: exports.export_html(
+            people(), entry, headings(_of_course(LABS / entry["notebook"])), out
         ),
     }
     return formats[arguments.format]()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grader.feedback import feedback_lines, said
@@ -87,32 +87,99 @@ def export_gradescope(grades: Sequence[Grade], out: Path) -> list[Path]:
     return [write_json(out / grade.student / "results.json", gradescope(grade)) for grade in grades]
 
 
-def export_html(
-    grades: Sequence[Grade], entry: Mapping, headings: Mapping[str, str], out: Path
-) -> list[Path]:
-    """Write out/<student>.html for each.
+@dataclass(frozen=True)
+class People:
+    """Whose the submissions are; without a roster their own names are all that is known."""
+
+    kept: Sequence[Grade]  # of people
+    strays: Sequence[str]  # submissions that are no student's
+    names: Sequence[str] = ()  # columns of the roster with whole names
+    ids: Sequence[str] = ()  # columns with ids, logins, addresses
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by submission
+
+    def told(self, student: str, columns: Sequence[str]) -> list[str]:
+        """What columns say of a submission's student."""
+        return [self.rows[student][name] for name in columns]
+
+
+def find_people(grades: Sequence[Grade], path: Path | None, names: Path) -> People:
+    """Find whose each submission is.
 
     Args:
         grades: of a lab.
+        path: the roster: Canvas's gradebook, Moodle's worksheet, or a CSV with the columns name and id; None for none.
+        names: names.csv.
+
+    Raises: ValueError for a roster that says of nobody who that is, and as `match`.
+    """
+    if path is None:
+        return People(grades, ())
+    roster = read_roster(path)
+    keys = roster_keys(roster)
+    rows = roster.rows
+    if keys == CANVAS_KEYS:
+        rows = [row for row in rows if row["ID"] or not _no_student(row["Student"])]
+    found = match(_students(grades), replace(roster, rows=rows), keys, names, _strays(grades))
+    kept = [grade for grade in grades if grade.student in found]
+    called = [name for name in keys.names if name in roster.header]
+    ids = [name for name in keys.ids if name in roster.header and name not in called]
+    return People(kept, _left_out(grades, found), called, ids, found)
+
+
+def roster_keys(roster: Roster) -> Keys:
+    """Where a roster says who a person is. Raises: ValueError where it does not."""
+    header = set(roster.header)
+    if {"Student", "ID"} <= header:
+        return CANVAS_KEYS
+    if {"Identifier", "Grade"} <= header:
+        return MOODLE_KEYS
+    plain = {kind: _columns_called(roster, kind) for kind in ("name", "id", "email", "login")}
+    ids = [*plain["id"], *plain["email"], *plain["login"]]
+    if plain["name"] and ids:
+        return Keys(form="(?!)", number=ids[0], label="", names=plain["name"], ids=ids)
+    try:
+        return moodle_columns(roster)[0]
+    except ValueError as error:
+        raise ValueError(
+            f"{roster.path} must be Canvas's gradebook, Moodle's worksheet, or a CSV with the columns name and id"
+        ) from error
+
+
+def _columns_called(roster: Roster, word: str) -> list[str]:
+    return [name for name in roster.header if name.strip().casefold() == word]
+
+
+def export_html(
+    people: People, entry: Mapping, headings: Mapping[str, str], out: Path
+) -> tuple[list[Path], Sequence[str]]:
+    """Write out/<student>.html for each; return also which submissions are no student's.
+
+    Args:
+        people: with their grades.
         entry: the lab in the manifest.
         headings: that of each exercise.
         out: the folder.
     """
-    return [
-        write_text(out / f"{grade.student}.html", html_report(grade, entry, headings))
-        for grade in grades
-    ]
+    written = []
+    for grade in people.kept:
+        who = " ".join(people.told(grade.student, people.names)) or grade.student
+        page = html_report(grade, entry, headings, who)
+        written.append(write_text(out / f"{grade.student}.html", page))
+    return written, people.strays
 
 
-def export_csv(grades: Sequence[Grade], out: Path) -> list[Path]:
+def export_csv(people: People, out: Path) -> tuple[list[Path], Sequence[str]]:
     """Write out/grades.csv: a row for each student, a column for each exercise."""
-    ids = [row.id for row in grades[0].exercises]
+    columns = [*people.names, *people.ids]
+    grades = people.kept
+    exercises = [row.id for row in grades[0].exercises] if grades else []
     header = [
         "student",
+        *columns,
         "lab",
         "earned",
         "points",
-        *ids,
+        *exercises,
         "unmarked",
         "stale",
         "problem",
@@ -122,6 +189,7 @@ def export_csv(grades: Sequence[Grade], out: Path) -> list[Path]:
     rows = [
         [
             cell(grade.student),
+            *map(cell, people.told(grade.student, columns)),
             grade.lab,
             points(grade),
             grade.points,
@@ -135,7 +203,8 @@ def export_csv(grades: Sequence[Grade], out: Path) -> list[Path]:
         for grade in grades
     ]
     # Excel reads UTF-8 by its mark
-    return [write_text(out / "grades.csv", "\ufeff" + csv_text([header, *rows]))]
+    written = write_text(out / "grades.csv", "\ufeff" + csv_text([header, *rows]))
+    return [written], people.strays
 
 
 def export_canvas(

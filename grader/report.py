@@ -25,13 +25,16 @@ h2 { font-size: 1.1rem; margin: 1.6rem 0 .3rem; }
 """
 
 
-def html_report(grade: Grade, entry: Mapping, titles: Mapping[str, str]) -> str:
+def html_report(
+    grade: Grade, entry: Mapping, titles: Mapping[str, str], who: str | None = None
+) -> str:
     """One student's report, a page that stands alone; every text of a student's is escaped.
 
     Args:
         grade: the student's.
         entry: the lab in the manifest.
         titles: the heading of each exercise.
+        who: handed it in; the submission's name unless given.
     """
     e, title = html.escape, entry["title"]
     questions = {
@@ -42,7 +45,10 @@ def html_report(grade: Grade, entry: Mapping, titles: Mapping[str, str]) -> str:
     rest = f"; {unmarked} points are not marked yet" if unmarked else ""
     so_far = f"{grade.earned:g} of {grade.points}" + " so far" * bool(unmarked)
     total = "no grade yet" if grade.ungraded else so_far
-    body = [f"<h1>{e(title)}</h1>", f"<p>{e(grade.student)}: <strong>{total}</strong>{rest}</p>"]
+    body = [
+        f"<h1>{e(title)}</h1>",
+        f"<p>{e(who or grade.student)}: <strong>{total}</strong>{rest}</p>",
+    ]
     if grade.problem:
         body.append(f"<p class='no'>Not graded: {e(grade.problem)}</p>")
     for row in [] if grade.problem else grade.exercises:

@@ -365,6 +365,136 @@ def test_worksheets_of_other_languages_and_of_blind_marking(tmp_path, kind):
         assert rows(tmp_path / "export" / "moodle" / "moodle_plain.csv")[1][0] == "al@example.org"
 
 
+# A roster for tables and pages
+
+PLAIN = "id,name,email\n7,Anna Lee,anna@example.org\n8,José Núñez,\n9,+1 Bo,bo@example.org\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "first"),
+    [
+        (PLAIN, ["name", "id", "email"], ["Anna Lee", "7", "anna@example.org"]),
+        (ROSTER, ["Student", "ID", "SIS User ID", "SIS Login ID"], ["Lee, Anna", "101", "s1", "alee"]),
+        (
+            "Identifier,Full name,Email address,Grade,Maximum Grade\nParticipant 4,Anna Lee,a@x.org,,16\n"
+            "Participant 5,José Núñez,,,16\n",
+            ["Full name", "Identifier", "Email address"],
+            ["Anna Lee", "Participant 4", "a@x.org"],
+        ),
+    ],
+)
+def test_a_table_says_who_a_person_is_where_a_roster_is_given(tmp_path, text, head, first):
+    graded(tmp_path, made("Anna Lee"), made("José Núñez"))
+    roster = table(tmp_path / "roster.csv", text)
+    assert main(["export", str(tmp_path), "--format", "csv", "--roster", str(roster)]) == 0
+    header, *found = rows(tmp_path / "export" / "csv" / "grades.csv")
+    assert header[: len(head) + 4] == ["student", *head, "lab", "earned", "points"]
+    assert found[0][: len(head) + 4] == ["Anna Lee", *first, "lab02", "9", "16"]
+
+
+def test_a_german_worksheet_serves_as_a_roster(tmp_path):
+    graded(tmp_path, made("Anna Lee_42_assignsubmission_file_"))
+    sheet = table(tmp_path / "sheet.csv", SHEETS["German"])
+    assert main(["export", str(tmp_path), "--format", "csv", "--roster", str(sheet)]) == 0
+    assert "al@example.org" in rows(tmp_path / "export" / "csv" / "grades.csv")[1]
+
+
+@pytest.mark.parametrize("format_", ["csv", "html"])
+def test_who_a_roster_does_not_name_is_asked_for_and_then_exported(tmp_path, capsys, format_):
+    stray = made("desktop", problem="no notebook", stray=True)
+    graded(tmp_path, made("Anna Lee"), made("=1+1"), made("x1"), stray)
+    command = ["export", str(tmp_path), "--format", format_, "--roster", str(table(tmp_path / "r.csv", PLAIN))]
+    assert main(command) == 2
+    assert "no one row for '=1+1', 'x1': write the id of each into" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+    assert rows(tmp_path / "names.csv") == [["submission", "id"], ["'=1+1", ""], ["x1", ""]]
+    table(tmp_path / "names.csv", "submission,id\n'=1+1,8\nx1,bo@example.org\n")
+    assert main(command) == 0
+    assert "left out, no student's: desktop\n" in capsys.readouterr().out
+    out = tmp_path / "export" / format_
+    if format_ == "csv":
+        told = [row[:3] for row in rows(out / "grades.csv")[1:]]
+        assert told == [["'=1+1", "José Núñez", "8"], ["Anna Lee", "Anna Lee", "7"], ["x1", "'+1 Bo", "9"]]
+    else:
+        assert sorted(path.name for path in out.iterdir()) == ["=1+1.html", "Anna Lee.html", "x1.html"]
+        assert "<p>José Núñez: <strong>" in (out / "=1+1.html").read_text("utf-8")
+
+
+def test_a_table_that_names_nobody_is_no_roster(tmp_path, capsys):
+    graded(tmp_path, made("Anna Lee"))
+    roster = table(tmp_path / "r.csv", "colour,shape\nred,round\nblue,flat\n")
+    assert main(["export", str(tmp_path), "--format", "csv", "--roster", str(roster)]) == 2
+    assert "or a CSV with the columns name and id" in capsys.readouterr().err
+
+
+def test_the_help_says_what_asks_for_ids(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "GRADES/names.csv (submission,id)" in " ".join(capsys.readouterr().out.split())
+
+
+# What is for the instructor alone
+
+SECRETS = {
+    "seed": 424242424242,
+    "failure of the grader": "SECRET-FAILURE",
+    "rubric": "SECRET-RUBRIC",
+    "note after #": "SECRET-NOTE",
+    "look_again": "SECRET-AGAIN",
+    "other key": "SECRET-KEY",
+    "record": 0.515151,
+    "answer in the form": "SECRET-FORM",
+}
+
+
+def test_what_is_for_the_instructor_alone_reaches_no_student(tmp_path, monkeypatch, capsys):
+    """A marker in each place where there is such text; then every file that any export writes, and every page."""
+    seed, failure = SECRETS["seed"], SECRETS["failure of the grader"]
+    record = {"objective": "grpo", "seed": 1, "accuracy": SECRETS["record"]}
+    anna = made("Anna Lee", (0, 5, 3), seed=seed)
+    part = replace(anna.exercises[0].parts[0], records=(record,))
+    broken = replace(anna.exercises[1], failed=failure, parts=())
+    anna = replace(anna, exercises=(replace(anna.exercises[0], parts=(part,)), broken, *anna.exercises[2:]))
+    lost = replace(failed("José Núñez"), failed=failure, seed=seed)
+    graded(tmp_path, anna, lost)
+    texts = dict.fromkeys(RUBRICS, f"model answer {SECRETS['rubric']}")
+    for result in (anna, lost):
+        write_manual(result, ENTRY, tmp_path, texts)
+    form = tmp_path / "manual" / "Anna Lee.yaml"
+    text = form.read_text("utf-8")
+    assert SECRETS["rubric"] in text
+    text = text.replace("One set.", SECRETS["answer in the form"])
+    text = text.replace("points:\n", f"points: 1 # {SECRETS['note after #']}\n")
+    text = text.replace("comment:\n", f"comment: well done # {SECRETS['note after #']}\n")
+    lines = f"look_again: {SECRETS['look_again']}\n    note: {SECRETS['other key']}\n    out_of:"
+    write_text(form, text.replace("out_of:", lines))
+    assert final_grades(tmp_path)[0].stale
+    assert main(["mark", str(tmp_path), "lab02.4", "--write", str(tmp_path / "marking.yaml")]) == 0
+    assert main(["report", str(tmp_path)]) == 0
+    sheet = table(
+        tmp_path / "sheet.csv",
+        "Identifier,Full name,Grade,Maximum Grade,Feedback comments\nParticipant 1,Anna Lee,,16,\n"
+        "Participant 2,José Núñez,,16,\n",
+    )
+    roster = str(table(tmp_path / "roster.csv", ROSTER))
+    options = {
+        "csv": ["--roster", roster],
+        "html": ["--roster", roster],
+        "canvas": CANVAS[2:] + [roster],
+        "moodle": ["--worksheet", str(sheet)],
+        "gradescope": [],
+    }
+    for format_, more in options.items():
+        assert main(["export", str(tmp_path), "--format", format_, *more]) == 0
+    files = [path for path in (tmp_path / "export").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "export").parts[0] for path in files} == set(options)
+    written = {path: path.read_text("utf-8") for path in files}
+    assert sum("well done" in text for text in written.values()) >= 3  # a comment is for the student
+    for place, secret in SECRETS.items():
+        assert [path.name for path, text in written.items() if str(secret) in text] == [], place
+    assert failure in (tmp_path / "class.html").read_text("utf-8")
+
+
 def test_a_worksheet_whose_columns_can_not_be_told_apart_is_refused(tmp_path):
     for text in ("ID,Name,Punkte\nx1,Anna,3\nx2,Bo,4\n", "ID,Name,Nr,Bewertung,Best\nx1,A,5,,16\nx2,B,5,,16\n"):
         with pytest.raises(ValueError, match="set your Moodle to English"):
