@@ -19,6 +19,7 @@ from grader.feedback import (
     final_grades,
     left_out,
     rubrics,
+    submissions_folder,
     write_manual,
     write_run,
 )
@@ -125,6 +126,37 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("submission", type=Path, help="/autograder/submission")
     _grading_options(sub)
 
+    _add_marking(command)
+
+    sub = command(
+        "export", run_export, "write grades, a person's marks included, for another system"
+    )
+    sub.add_argument("grades", type=Path, help="the folder that grade wrote")
+    sub.add_argument(
+        "--format", required=True, choices=("gradescope", "canvas", "moodle", "csv", "html")
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (GRADES/export/FORMAT unless given)"
+    )
+    sub.add_argument(
+        "--assignment", default="", help="canvas: the column's name there, as in 'Lab 02 (12345)'"
+    )
+    sub.add_argument(
+        "--roster",
+        type=Path,
+        metavar="CSV",
+        help="canvas: the exported gradebook; csv, html: that, Moodle's worksheet, or a CSV with the columns "
+        "name and id. Who is not found in it is asked for in GRADES/names.csv (submission,id): fill that in, "
+        "and export again",
+    )
+    sub.add_argument(
+        "--worksheet", type=Path, metavar="CSV", help="moodle: the downloaded grading worksheet"
+    )
+    return parser
+
+
+def _add_marking(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands for a person who marks, and talks with a class."""
     sub = command(
         "mark", run_mark, "mark one written question for the whole class, in the terminal or a file"
     )
@@ -153,31 +185,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="the page to write (GRADES/class.html unless given)",
     )
 
-    sub = command(
-        "export", run_export, "write grades, a person's marks included, for another system"
-    )
+    sub = command("oral", run_oral, "draw two questions a student from their own submission")
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
+    sub.add_argument("--student", metavar="NAME", help="this one alone")
     sub.add_argument(
-        "--format", required=True, choices=("gradescope", "canvas", "moodle", "csv", "html")
+        "--submissions", type=Path, metavar="DIR", help="their folder, where grade did not note it"
     )
     sub.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (GRADES/export/FORMAT unless given)"
+        "--out", type=Path, metavar="FILE", help="write a page (.html) or text, instead of printing"
     )
-    sub.add_argument(
-        "--assignment", default="", help="canvas: the column's name there, as in 'Lab 02 (12345)'"
-    )
-    sub.add_argument(
-        "--roster",
-        type=Path,
-        metavar="CSV",
-        help="canvas: the exported gradebook; csv, html: that, Moodle's worksheet, or a CSV with the columns "
-        "name and id. Who is not found in it is asked for in GRADES/names.csv (submission,id): fill that in, "
-        "and export again",
-    )
-    sub.add_argument(
-        "--worksheet", type=Path, metavar="CSV", help="moodle: the downloaded grading worksheet"
-    )
-    return parser
 
 
 def _grading_options(sub: argparse.ArgumentParser) -> None:
@@ -378,6 +394,34 @@ def run_report(arguments: argparse.Namespace) -> int:
     gone = "".join(_left_out(arguments.grades))
     write_class_report(grades, entry, titles, gone, out)
     print(f"{out} is about {len(grades)} submissions; it names students, and is for instructors")
+    return 0
+
+
+def run_oral(arguments: argparse.Namespace) -> int:
+    """Print or write two questions a student."""
+    from grader import oral
+    from grader.report import given_lines
+    from minigrpo.report import report
+
+    grades = final_grades(arguments.grades)
+    if arguments.student is not None:
+        grades = [grade for grade in grades if grade.student == arguments.student]
+    if not grades:
+        raise ValueError(f"{arguments.grades} holds no grade of {arguments.student!r}")
+    folder = arguments.submissions or submissions_folder(arguments.grades)
+    if folder is None:
+        raise ValueError("where are the submissions? Name their folder with --submissions DIR")
+    _, entry = _entry(grades[0].lab)
+    given = given_lines(_of_course(LABS / entry["notebook"]))
+    asked = list(oral.ask_class(grades, folder, entry, given))
+    if arguments.out is None:
+        print(oral.as_text(asked), end="")
+        return 0
+    if arguments.out.suffix == ".html":
+        report(arguments.out, oral.as_sections(asked), f"{entry['title']}: questions")
+    else:
+        write_text(arguments.out, oral.as_text(asked))
+    print(f"{arguments.out} holds questions for {sum(bool(a.questions) for a in asked)} students")
     return 0
 
 

@@ -83,3 +83,10 @@ def headings(notebook: Path) -> dict[str, str]:
         ):
             heading = titles[-1].replace("`", "").replace("\\|", "|")
     return found
+
+
+def given_lines(notebook: Path) -> set[str]:
+    """The lines of code, without their indent, that a lab's notebook gives to everybody."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return {line.strip() for source in code for line in source.splitlines()}
