@@ -111,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ZIP",
         help="the archive to write",
     )
+    text = "leave out AGENTS.md and CLAUDE.md, which ask assistants to be tutors"
+    sub.add_argument("--no-tutor", action="store_true", help=text)
 
     sub = command("grade", run_grade, "grade a folder of submissions; run it again to go on")
     sub.add_argument(
@@ -317,7 +319,8 @@ def run_release(arguments: argparse.Namespace) -> int:
     """Write the students' archive."""
     from grader.release import CONTENTS, release
 
-    print(f"{arguments.out} holds {release(Path('.'), arguments.out)} files: {CONTENTS}.")
+    count = release(Path("."), arguments.out, tutor=not arguments.no_tutor)
+    print(f"{arguments.out} holds {count} files: {CONTENTS}.")
     return 0
 
 

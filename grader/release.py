@@ -37,7 +37,8 @@ FILES = (
     "requirements.txt",
     ".gitignore",
 )
-LEFT_OUT = ("__pycache__", ".ipynb_checkpoints", "instructor.md", "truth.json")
+LEFT_OUT = ("__pycache__", ".ipynb_checkpoints", "instructor.md", "truth.json", "tutor.md")
+TUTOR = ("AGENTS.md", "CLAUDE.md")  # where assistants look for what they are asked
 LABS, MEASURED = "grader/labs/lab[0-9][0-9].py", "grader/thresholds/*.py"
 # the module of a lab in the archive
 MODULE = '''"""What the public check of {lab} needs beside {lab}.json; made by `python -m grader release`."""
@@ -55,10 +56,18 @@ EXERCISES = read_exercises(Path(__file__).with_suffix(".json"), JUDGES)
 '''
 
 
-def release(root: Path, out: Path) -> int:
-    """Write the archive, every file under one folder named after it; return how many files it holds.
+def release(root: Path, out: Path, tutor: bool = True) -> int:
+    """Write the archive, every file under one folder named after it.
 
     All files have the date of the newest: the same files make the same archive, but for what a mistake draws at random.
+
+    Args:
+        root: the course's folder.
+        out: the archive.
+        tutor: ask assistants, by the files of TUTOR, to help and not to solve.
+
+    Returns: how many files it holds.
+
     Raises: ValueError where `root` is not the course's folder; OSError.
     """
     missing = [
@@ -84,6 +93,8 @@ def release(root: Path, out: Path) -> int:
             name = path.relative_to(root).with_suffix("").as_posix()
             module, data = students_lab(path.stem, asked.get(path.stem, set()))
             contents |= {f"{name}.py": module.encode(), f"{name}.json": data.encode()}
+    if tutor:
+        contents |= dict.fromkeys(TUTOR, Path(__file__).with_name("tutor.md").read_bytes())
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in contents.items():

@@ -758,6 +758,17 @@ def test_the_students_archive_holds_no_solution_and_says_what_it_holds(tmp_path,
         assert not re.search(r"(no|without) (their )?solutions(?!/)", said)
 
 
+@pytest.mark.parametrize("tutor", [True, False])
+def test_assistants_are_asked_to_be_tutors_unless_the_instructor_says_no(tmp_path, tutor):
+    assert main(["release", "--out", str(tmp_path / "c.zip"), *([] if tutor else ["--no-tutor"])]) == 0
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        names = set(archive.namelist())
+        assert {"c/AGENTS.md", "c/CLAUDE.md"} <= names if tutor else not names & {"c/AGENTS.md", "c/CLAUDE.md"}
+        assert "c/grader/tutor.md" not in names
+        if tutor:
+            assert "Be their\ntutor" in archive.read("c/AGENTS.md").decode()
+
+
 @pytest.mark.parametrize(("newest", "date"), [(1_767_225_600, (2026, 1, 1, 0, 0, 0)), (1, (1980, 1, 1, 0, 0, 0))])
 def test_the_archive_has_the_date_of_its_newest_file(tmp_path, newest, date):
     course, made = tmp_path / "course", []
@@ -765,7 +776,7 @@ def test_the_archive_has_the_date_of_its_newest_file(tmp_path, newest, date):
         os.utime(write(course, name, name), (0, newest if name == "grader/b.py" else 0))
     for out in (tmp_path / "one" / "class.zip", tmp_path / "two" / "class.zip"):
         out.parent.mkdir()
-        assert release(course, out) == 4
+        assert release(course, out) == 6  # two are made
         with zipfile.ZipFile(out) as archive:
             assert {entry.date_time for entry in archive.infolist()} == {date}
         made.append(out.read_bytes())
