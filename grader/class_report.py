@@ -42,7 +42,11 @@ Section = tuple[str, list[Block]]
 
 
 def write_class_report(
-    grades: Sequence[Grade], entry: Mapping, titles: Mapping[str, str], gone: str, path: Path
+    grades: Sequence[Grade],
+    entry: Mapping,
+    titles: Mapping[str, str],
+    notes: Sequence[str],
+    path: Path,
 ) -> Path:
     """Write the page. What students wrote is shown as text.
 
@@ -50,13 +54,13 @@ def write_class_report(
         grades: of the class.
         entry: the lab in the manifest.
         titles: the heading of each exercise.
-        gone: a sentence about results that count no more, "" for none.
+        notes: sentences on who handed in: results that count no more, who is missing.
         path: of the page.
 
     Raises: OSError as `report`.
     """
     sections = [
-        _handed_in(grades, gone),
+        _handed_in(grades, notes),
         _points(grades),
         _exercises(grades, titles),
         _mistakes(grades),
@@ -87,7 +91,7 @@ def _are(count: int, one: str, many: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _handed_in(grades: Sequence[Grade], gone: str) -> Section:
+def _handed_in(grades: Sequence[Grade], notes: Sequence[str]) -> Section:
     """How many handed in, and whose work could not be read."""
     students = [grade for grade in grades if not grade.stray]
     unread = [grade for grade in students if grade.problem and not grade.failed]
@@ -105,8 +109,7 @@ def _handed_in(grades: Sequence[Grade], gone: str) -> Section:
         blocks.append(Table(("can't be read", "why"), rows))
     strays = [grade.student for grade in grades if grade.stray]
     blocks += [f"No notebook, and perhaps no student's: {', '.join(strays)}."] if strays else []
-    blocks += [f"{gone}."] if gone else []
-    return "Handed in", blocks
+    return "Handed in", [*blocks, *(f"{note}." for note in notes)]
 
 
 def _points(grades: Sequence[Grade]) -> Section:
@@ -293,7 +296,7 @@ class Pooled:
 
     pairs: Mapping[str, int]  # seeds with both objectives, by student
     means: Mapping[str, tuple[float, float]]  # over these seeds, of both objectives, by student
-    alone: tuple[str, ...]  # students without a pair
+    alone: tuple[str, ...]  # students without a pair, or with two runs of one objective and seed
     repeated: Mapping[str, str]  # students whose numbers are another's to the last digit, and whose
 
     @property
@@ -302,7 +305,10 @@ class Pooled:
 
 
 def records_of(grades: Sequence[Grade]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What the grader measured: records with their `student`, and whose runs it did not accept."""
+    """What the grader measured: records with their `student`, and whose runs it did not accept.
+
+    Raises: ValueError for a record that lacks a key.
+    """
     records, refused = [], []
     for grade, row in _found(grades):
         for part in row.parts:
@@ -311,6 +317,11 @@ def records_of(grades: Sequence[Grade]) -> tuple[list[dict[str, Any]], list[str]
             if not part.passed:
                 refused.append(grade.student)
                 continue
+            if not all(set(RECORD) <= set(record) for record in part.records):
+                wanted = ", ".join(RECORD)
+                raise ValueError(
+                    f"{grade.student}'s result has records without {wanted}: grade again"
+                )
             records += [{"student": grade.student, **record} for record in part.records]
     return records, refused
 
@@ -321,20 +332,19 @@ def pooled(records: Sequence[Mapping[str, Any]]) -> Pooled:
         d_s = mean over seeds of (accuracy of λ-GRPO − accuracy of GRPO)
 
     Args: records: a dict for each run: student, objective, seed, accuracy.
-    Raises: ValueError for two runs of one student, objective and seed.
     """
     runs: dict[str, dict[tuple[str, int], float]] = {}
+    counts: Counter[str] = Counter()
     for record in records:
-        own = runs.setdefault(record["student"], {})
+        student = record["student"]
+        counts[student] += 1
         key = (record["objective"], record["seed"])
-        if key in own:
-            raise ValueError(f"{record['student']} has two runs of {key[0]} with seed {key[1]}")
-        own[key] = record["accuracy"]
+        runs.setdefault(student, {})[key] = record["accuracy"]
     pairs, means, alone, repeated = {}, {}, [], {}
     first_with: dict[tuple, str] = {}
     for student, own in runs.items():
         seeds = sorted(seed for name, seed in own if name == PAIR[0] and (PAIR[1], seed) in own)
-        if not seeds:
+        if not seeds or len(own) < counts[student]:
             alone.append(student)
             continue
         numbers = tuple((seed, *(own[name, seed] for name in PAIR)) for seed in seeds)
@@ -364,7 +374,7 @@ def _comparison(grades: Sequence[Grade]) -> Section:
         blocks.append("No student has runs of both objectives with one seed that were accepted.")
     notes = {
         "Left out, as their runs were not accepted": refused,
-        "Left out, as they have no pair of runs": list(found.alone),
+        "Left out, as their runs make no pairs": list(found.alone),
         "Counted once, as their numbers are another's to the last digit": [
             f"{student} (as {owner})" for student, owner in found.repeated.items()
         ],

@@ -186,6 +186,9 @@ def _add_marking(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="HTML",
         help="the page to write (GRADES/class.html unless given)",
     )
+    sub.add_argument(
+        "--roster", type=Path, metavar="CSV", help="names who has handed in nothing; as for export"
+    )
 
     sub = command("oral", run_oral, "draw two questions a student from their own submission")
     sub.add_argument("grades", type=Path, help="the folder that grade wrote")
@@ -388,14 +391,18 @@ def run_mark(arguments: argparse.Namespace) -> int:
 def run_report(arguments: argparse.Namespace) -> int:
     """Write a page about the class."""
     from grader.class_report import write_class_report
+    from grader.exports import find_people
     from grader.report import headings
 
-    grades = final_grades(arguments.grades)
-    _, entry = _entry(grades[0].lab)
     out = arguments.out or arguments.grades / "class.html"
+    grades = final_grades(arguments.grades)
+    people = find_people(grades, arguments.roster, arguments.grades / "names.csv")
+    notes = _left_out(arguments.grades)
+    if people.missing:
+        notes.append(f"of the roster, {len(people.missing)} have not: {'; '.join(people.missing)}")
+    _, entry = _entry(grades[0].lab)
     titles = headings(_of_course(LABS / entry["notebook"]))
-    gone = "".join(_left_out(arguments.grades))
-    write_class_report(grades, entry, titles, gone, out)
+    write_class_report(grades, entry, titles, notes, out)
     print(f"{out} is about {len(grades)} submissions; it names students, and is for instructors")
     return 0
 

@@ -96,6 +96,7 @@ class People:
     names: Sequence[str] = ()  # columns of the roster with whole names
     ids: Sequence[str] = ()  # columns with ids, logins, addresses
     rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by submission
+    missing: Sequence[str] = ()  # people of the roster who have handed in nothing
 
     def told(self, student: str, columns: Sequence[str]) -> list[str]:
         """What columns say of a submission's student."""
@@ -123,7 +124,10 @@ def find_people(grades: Sequence[Grade], path: Path | None, names: Path) -> Peop
     kept = [grade for grade in grades if grade.student in found]
     called = [name for name in keys.names if name in roster.header]
     ids = [name for name in keys.ids if name in roster.header and name not in called]
-    return People(kept, _left_out(grades, found), called, ids, found)
+    there = {id(row) for row in found.values()}
+    absent = [row for row in rows if id(row) not in there]
+    missing = [" ".join(row[name] for name in called or ids[:1]) for row in absent]
+    return People(kept, _left_out(grades, found), called, ids, found, missing)
 
 
 def roster_keys(roster: Roster) -> Keys:

@@ -178,7 +178,20 @@ def test_who_is_gone_is_left_out_with_a_word(tmp_path):
     write_run(tmp_path, [submission("anna")])
     text = page(tmp_path, submission("anna"), submission("boris"))
     assert "1 student has handed in" in text
-    assert "left out, not among the submissions of the last grading: boris." in text
+    assert "<p>left out, not among the submissions of the last grading: boris.</p>" in text
+
+
+def test_a_roster_names_who_is_missing(tmp_path, capsys):
+    roster = write_text(tmp_path / "r.csv", "id,name\n1,Anna Lee\n2,Bo <b>Berg</b>\n3,Chen Wu\n")
+    write_result(submission("Anna Lee"), tmp_path)
+    command = ["report", str(tmp_path), "--roster", str(roster)]
+    assert main(command) == 0
+    text = (tmp_path / "class.html").read_text("utf-8")
+    assert "of the roster, 2 have not: Bo &lt;b&gt;Berg&lt;/b&gt;; Chen Wu." in text
+    write_result(submission("nobody"), tmp_path)
+    assert main(command) == 2
+    assert "no one row for 'nobody'" in capsys.readouterr().err
+    assert "nobody" in (tmp_path / "names.csv").read_text("utf-8")
 
 
 @pytest.mark.parametrize("lab", sorted(MANIFEST))
@@ -238,9 +251,16 @@ def test_the_same_numbers_count_once():
     assert found.repeated == {"boris": "anna"}
 
 
-def test_two_runs_of_one_seed_are_refused():
-    with pytest.raises(ValueError, match="anna has two runs of grpo with seed 0"):
-        pooled(of("anna", [*runs((0.1, 0.2)), *runs((0.1, 0.2))]))
+def test_two_runs_of_one_objective_and_seed_make_no_pair():
+    found = pooled([*of("anna", [*runs((0.1, 0.2)), *runs((0.1, 0.2))]), *of("boris", runs((0.1, 0.2)))])
+    assert found.alone == ("anna",)
+    assert list(found.means) == ["boris"]
+
+
+def test_a_record_that_lacks_a_key_is_said(tmp_path, capsys):
+    write_result(submission("anna", "lab10", records=[{"objective": "grpo", "seed": 1}]), tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "anna's result has records without objective, seed, accuracy: grade again" in capsys.readouterr().err
 
 
 def lab10(*classes, **more):
@@ -277,7 +297,7 @@ def test_a_small_class_without_a_difference_is_said_to_be_one(tmp_path):
 def test_nobody_has_a_pair(tmp_path):
     text = page(tmp_path, *lab10(("a", runs((0.3, 0.2))[:1])))
     assert "No student has runs of both objectives with one seed that were accepted." in text
-    assert "Left out, as they have no pair of runs: a." in text
+    assert "Left out, as their runs make no pairs: a." in text
 
 
 def test_the_figure_shows_every_student_and_the_mean():
