@@ -370,8 +370,21 @@ def _grade(contents: Mapping[str, bytes | None], seed: int) -> list[dict]:
         "interrupted and resumed": unbroken(runs),
     }
     # a run that is not whole has nothing to be measured against, and copies would be measured twice
-    refused["claims that hold"] = _several(broken or copies(runs) or false_claims(runs, seed))
-    return [_part(name, refused[name]) for name in POINTS]
+    said = broken or copies(runs)
+    found = {} if said else measured(runs, seed)
+    refused["claims that hold"] = _several(said or false_claims(runs, found))
+    parts = [_part(name, refused[name]) for name in POINTS]
+    if not any(refused.values()):  # for the class's comparison, on the fresh problems
+        parts[-1]["records"] = tuple(
+            {
+                "objective": run.settings.objective,
+                "seed": run.settings.seed,
+                "accuracy": found[run.name][1],
+            }
+            for run in runs
+            if run.settings is not None
+        )
+    return parts
 
 
 def unfair(runs: list[Run]) -> str:
@@ -434,22 +447,35 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float((one[name] - other[name]).pow(2).sum()) for name in one))
 
 
-def false_claims(runs: list[Run], seed: int) -> list[str]:
-    """A sentence for each run whose accuracy is not what the model does, before training or after.
+def measured(runs: list[Run], seed: int) -> dict[str, list[float]]:
+    """The accuracy of each run after training: on its own problems and on fresh ones.
 
     Args:
         runs: whole ones.
         seed: of the fresh problems.
     """
-    said = []
     fresh = fresh_problems(seed)
+    found = {}
+    for run in runs:
+        assert run.settings is not None
+        tasks = [own_problems(run.settings.eval_size), fresh]
+        found[run.name] = accuracies(run.weights, run.settings.max_new_tokens, tasks)
+    return found
+
+
+def false_claims(runs: list[Run], found: Mapping[str, list[float]]) -> list[str]:
+    """A sentence for each run whose accuracy is not what the model does, before training or after.
+
+    Args:
+        runs: whole ones.
+        found: what was measured of each.
+    """
+    said = []
     for run in runs:
         assert run.settings is not None
         size = run.settings.eval_size
         before, after = run.claims
-        own, again = accuracies(
-            run.weights, run.settings.max_new_tokens, [own_problems(size), fresh]
-        )
+        own, again = found[run.name]
         start = first_accuracy(run.settings.max_new_tokens, size)
         claimed = f"{run.name}: {METRICS} claims {after:.1%} after training, we found"
         # so that NaN is too far, too

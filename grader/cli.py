@@ -338,7 +338,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     work = grade_folder(arguments.submissions, grading, out, jobs=arguments.jobs, progress=progress)
     write_text(out / "seed", f"{grading.seed}\n")
     results = list(work)  # all of them, before a form that can't be read ends the command
-    write_run(out, results)
+    write_run(out, results, arguments.submissions)
     texts = rubrics(_of_course(SOLUTIONS), grading.lab)
     for result in results:
         write_manual(result, grading.entry, out, texts)

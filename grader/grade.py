@@ -38,7 +38,7 @@ from grader.submission import (
 HERE = Path(__file__).resolve().parent
 # Files and folders of grader and minigrpo that decide no points.
 NO_POINTS = frozenset(
-    "__main__ check cli doctor exports feedback local release report roster source "
+    "__main__ check class_report cli doctor exports feedback local marking oral release report roster source "
     "README commands demo explorer plots viz".split()
 )
 # bytes of a student's name: with what our own files' names add, a file system takes 255

@@ -66,8 +66,8 @@ def test_a_run_on_its_way(tmp_path):
     [
         ({"rows": 0}, 0, "starting", None),
         ({"rows": 0}, PATIENCE + 1, "silent", None),
-        ({}, PATIENCE + 1, "silent", "no checkpoint and no word"),
-        ({"checkpoint": True}, PATIENCE + 1, "stopped", "go on with the same command and --resume"),
+        ({}, PATIENCE + 1, "silent", "no checkpoint, and no word for 2 minutes"),
+        ({"checkpoint": True}, PATIENCE + 1, "stopped", "a queue goes on by itself"),
         ({"seconds": 100.0}, PATIENCE + 1, "running", None),  # a slow one: five updates may take long
         ({"seconds": 100.0}, 501, "silent", "no checkpoint"),
         ({"updates": 2}, 10_000, "done", None),
@@ -117,6 +117,67 @@ def test_broken_folders_are_shown_as_what_they_are(tmp_path, harm, state, update
     line = only(tmp_path)
     assert (line.state, line.update) == (state, update)
     assert any(note in each for each in line.notes) if note else not line.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ({"reward": 10**400}, "running"),
+        ({"reward": float("nan")}, "running"),
+        ({"update": True}, "running"),
+        ({"eval_accuracy": "high", "eval_ci_low": 0.5}, "running"),
+        ({"seconds": "long", "tokens_per_second": []}, "running"),
+        ({"warnings": 3}, "running"),
+    ],
+)
+def test_values_of_another_kind_cost_nobody_else_a_line(tmp_path, change, state):
+    run = write_run(tmp_path / "anna")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"update": 3, "reward": 0.5} | change) + "\n")
+    write_run(tmp_path / "ben")
+    anna, ben = read_board([tmp_path])
+    assert (anna.state, ben.state) == (state, "running")
+    text = board_text([anna, ben])
+    assert "nan" not in text
+    json.dumps(dataclasses.asdict(anna), allow_nan=False)
+
+
+@pytest.mark.parametrize("settings", [{"seed": "abc"}, {"seed": 1.0}, {"updates": None}, {"objective": [1]}])
+def test_settings_of_another_kind(tmp_path, settings):
+    run = write_run(tmp_path / "anna")
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({"settings": manifest["settings"] | settings}))
+    assert board_text(read_board([tmp_path]))
+
+
+def deep(run):
+    (run / "manifest.json").write_text("[" * 200_000)
+
+
+def list_of_recipe(run):
+    for file in run.iterdir():
+        file.unlink()
+    (run / "recipe.json").write_text("[]")
+
+
+def fifo(run):
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipe in the file system")
+@pytest.mark.parametrize("harm", [deep, list_of_recipe, fifo])
+def test_hostile_folders_are_unreadable(tmp_path, harm):
+    harm(write_run(tmp_path / "anna"))
+    write_run(tmp_path / "ben")
+    assert [line.state for line in read_board([tmp_path])] == ["unreadable", "running"]
+
+
+def test_a_run_of_trl_that_has_only_begun(tmp_path):
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "recipe.json").write_text('{"objective": "grpo", "seed": 3}')
+    line = only(tmp_path)
+    assert (line.state, line.objective, line.seed) == ("starting", "grpo", 3)
 
 
 def test_metrics_of_gigabytes_are_not_read(tmp_path):
@@ -174,8 +235,9 @@ def test_a_run_of_trl(tmp_path):
 
 
 def test_page_and_json(tmp_path, capsys):
-    write_run(tmp_path / "class" / "anna", rows=30)
-    write_run(tmp_path / "class" / "<b>ben", rows=30, objective="lambda_grpo")
+    write_run(tmp_path / "class" / "anna", rows=30, updates=29)
+    write_run(tmp_path / "class" / "<b>ben", rows=30, updates=29, objective="lambda_grpo")
+    write_run(tmp_path / "class" / "carla", rows=3)  # which has only begun: no curve yet
     assert board(tmp_path / "class", "--page", tmp_path / "board.html", "--json", tmp_path / "board.json") == 0
     page = (tmp_path / "board.html").read_text()
     assert "&lt;b&gt;ben" in page
@@ -183,9 +245,9 @@ def test_page_and_json(tmp_path, capsys):
     assert "data:image/svg+xml" in page
     assert 'http-equiv="refresh"' not in page
     rows = json.loads((tmp_path / "board.json").read_text())["rows"]
-    assert {row["name"] for row in rows} == {"anna", "<b>ben"}
+    assert {row["name"] for row in rows} == {"anna", "<b>ben", "carla"}
     out = capsys.readouterr().out
-    assert out.startswith("2 runs: 2 running\n")
+    assert out.startswith("3 runs: 2 done, 1 running\n")
     assert "▁" in out
 
 

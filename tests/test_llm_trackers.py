@@ -67,6 +67,7 @@ def test_each_row_is_reported(tmp_path, wandb):
     (_, options), *logs, last = wandb.calls
     assert options["name"] == "anna"
     assert options["config"] == dataclasses.asdict(QUICK)
+    assert options["resume"] == "allow"
     assert last == ("finish",)
     rows = read_metrics(tmp_path / "anna")
     assert [step for _, step, _ in logs] == [row["update"] for row in rows]
@@ -95,6 +96,18 @@ def test_tensorboard(tmp_path):
     rows = read_metrics(tmp_path)
     found = [(event.step, event.value) for event in events.Scalars("train/reward")]
     assert found == [(row["update"], pytest.approx(row["reward"])) for row in rows]
+
+
+def test_a_resumed_run_is_one_run_there_too(tmp_path, wandb, monkeypatch):
+    monkeypatch.setattr("minigrpo.llm.training.deadline", lambda minutes: lambda: False)
+    assert not train(QUICK, tmp_path, report_to=["wandb"], max_minutes=1, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(trackers.util, "find_spec", lambda name: object())
+    assert train(QUICK, tmp_path, resume=True, report_to=["wandb"], progress=False)
+    first, second = (call[1] for call in wandb.calls if call[0] == "init")
+    assert first == second
+    assert [call[1] for call in wandb.calls if call[0] == "log"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

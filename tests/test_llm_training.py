@@ -300,9 +300,26 @@ def test_auto_resume_starts_goes_on_and_leaves_what_is_done(tmp_path):
     before = (run / "metrics.jsonl").read_bytes()
     assert main(command) == 0
     assert (run / "metrics.jsonl").read_bytes() == before
-    (run / "checkpoint.safetensors").unlink()  # killed before the first
+    (run / "checkpoint.safetensors").unlink()  # to save space: what is done stays done
+    assert main(command) == 0
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert main([*command, "--updates", "7"]) == 2  # other settings: nothing is cleared away
+    assert (run / "metrics.jsonl").read_bytes() == before
+    (run / "metrics.jsonl").write_bytes(before.splitlines(keepends=True)[0])  # killed before its first checkpoint
     assert main(command) == 0
     assert "resumed" not in runs.read_manifest(run)
+    assert len(read_metrics(run)) == 7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock of this kind")
+def test_a_folder_belongs_to_one_process(tmp_path):
+    """The second is refused, before it clears away what the first has written; and no empty folder is left."""
+    with runs.held(tmp_path / "run"):
+        for resume in (False, True, "auto"):
+            with pytest.raises(ValueError, match="is being trained by another process"):
+                train(QUICK, tmp_path / "run", resume=resume, progress=False)
+    assert not (tmp_path / "run").exists()
+    assert train(QUICK, tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -84,7 +84,7 @@ def test_the_best_checkpoint_outlives_the_resumed_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(OLD, reason="train.py refuses the paper's recipes under an older TRL")
-def test_a_recipe_stops_in_time_and_goes_on_by_itself(tmp_path, monkeypatch):
+def test_a_recipe_stops_in_time_and_goes_on_by_itself(tmp_path, monkeypatch, capsys):
     """Exit codes say which; a checkpoint that was cut short is passed over."""
     train = module("train")
     command = [str(GPU / "recipes" / "one_gpu_lora.yaml"), "--out", str(tmp_path), "--dry-run", "--auto-resume"]
@@ -101,6 +101,8 @@ def test_a_recipe_stops_in_time_and_goes_on_by_itself(tmp_path, monkeypatch):
     told = json.loads((tmp_path / "recipe.json").read_text(encoding="utf-8"))
     assert (told["objective"], told["seed"], told["changes"]) == ("lambda_grpo", 42, ["gradient_checkpointing=false"])
     assert train.main(command) == 0  # done: nothing is left to do
+    assert train.main([*command, "--objective", "grpo"]) == 2
+    assert "other settings: objective 'lambda_grpo', not 'grpo'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["paper_llama", "paper_qwen"])

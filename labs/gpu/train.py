@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from importlib import metadata
@@ -30,6 +31,7 @@ RECIPE = {  # what a recipe may hold besides TRL's settings, with defaults
     "lora": None,
 }
 ALL_ENDS = "1.15"  # the first TRL that reads every end of the model's generation configuration
+TOLD = "recipe.json"  # in --out: what is trained there
 EVERY_PROBLEM = 10**6  # more than a task has
 DRY_RUN = {
     "model_init_kwargs": None,
@@ -48,17 +50,18 @@ DRY_RUN = {
 def main(argv: list[str]) -> int:
     """Train; return 0, 130 for a run that stopped early, or 2 after one sentence for a user's mistake."""
     arguments = parser().parse_intermixed_args(argv)
+    more = "" if arguments.auto_resume else " and --resume"
     try:
         if train(arguments):
             return 0
-        if os.environ.get("RANK", "0") == "0":
-            print("train.py: stopped early: go on with the same command and --resume", file=sys.stderr)
-        return INTERRUPTED
+        code, said = INTERRUPTED, f"stopped early: go on with the same command{more}"
     except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        code, said = 2, " ".join(str(error).split())
+    except KeyboardInterrupt:
+        code, said = INTERRUPTED, f"stopped at once: go on from the last checkpoint with the same command{more}"
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train.py: {said}", file=sys.stderr)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,8 +94,11 @@ def train(arguments: argparse.Namespace) -> bool:
     from minigrpo.llm.tasks import load_task
 
     args = configuration(arguments, settings)
-    if (arguments.resume or arguments.auto_resume) and is_done(arguments.out, args.max_steps):
-        return True
+    told = {"objective": arguments.objective, "seed": args.seed}
+    if arguments.resume or arguments.auto_resume:
+        check_same(arguments.out, told)
+        if is_done(arguments.out, args.max_steps):
+            return True
     check_arguments(arguments.objective, {"args": args})
     check_trl(args)
     name = "sums" if arguments.dry_run else recipe["task"]
@@ -115,8 +121,7 @@ def train(arguments: argparse.Namespace) -> bool:
     )
     check_engine(trainer.accelerator)
     if trainer.accelerator.is_main_process:
-        told = {"recipe": str(arguments.recipe), "objective": arguments.objective, "seed": args.seed}
-        write_json(arguments.out / "recipe.json", told | {"changes": arguments.changes})
+        write_json(arguments.out / TOLD, told | {"recipe": str(arguments.recipe), "changes": arguments.changes})
     with stop_signals() as signals:
         trainer.stop_when(lambda: bool(signals or not in_time()))
         trainer.train(resume_from_checkpoint=where_to_resume(arguments))
@@ -124,6 +129,16 @@ def train(arguments: argparse.Namespace) -> bool:
     if finished:
         trainer.save_model()
     return finished
+
+
+def check_same(out: Path, told: dict[str, Any]) -> None:
+    """Refuse to go on with a run of another objective or seed. Raises: ValueError."""
+    if not (out / TOLD).exists():
+        return
+    before = json.loads((out / TOLD).read_text(encoding="utf-8"))
+    other = [f"{name} {before.get(name)!r}, not {value!r}" for name, value in told.items() if before.get(name) != value]
+    if other:
+        raise ValueError(f"{out} was made with other settings: {'; '.join(other)}")
 
 
 def is_done(out: Path, updates: int) -> bool:

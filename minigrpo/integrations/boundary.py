@@ -61,20 +61,21 @@ class GenerationBoundary(TrainerCallback):
 
 
 class StopWhen(TrainerCallback):
-    """Save and stop where a generation ends, once the first process has said that it is time."""
+    """Save and stop at the end of a generation after which the first process says that it is time."""
 
     def __init__(self, boundary: GenerationBoundary, is_time: Callable[[], bool]) -> None:
         """Keep what is asked, and whom.
 
         Args:
             boundary: knows where generations end.
-            is_time: asked after each update; processes may have other clocks, so the first one's answer holds.
+            is_time: asked there; processes may have other clocks, so the first one's answer holds for all.
         """
-        self.boundary, self.is_time, self.wanted = boundary, is_time, False
+        self.boundary, self.is_time = boundary, is_time
 
     def on_step_end(self, args, state, control, train_dataloader, **kwargs):
-        (asked,) = broadcast_object_list([self.is_time()])
-        self.wanted = self.wanted or asked
         inside = self.boundary.place(args, state, train_dataloader)[1]
-        if self.wanted and not inside and state.global_step < state.max_steps:
+        if inside or state.global_step >= state.max_steps:
+            return
+        (stop,) = broadcast_object_list([state.is_world_process_zero and self.is_time()])
+        if stop:
             control.should_save = control.should_training_stop = True

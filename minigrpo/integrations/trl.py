@@ -163,7 +163,7 @@ class ProcessGRPOTrainer(PackedGRPOTrainer):
         seed_vllm(self.args, self.accelerator)
 
     def stop_when(self, is_time: Callable[[], bool]) -> None:
-        """Save and stop at the next end of a generation once `is_time`, asked after each update, has said yes."""
+        """Save and stop at the end of a generation at which `is_time` says yes."""
         self.add_callback(StopWhen(self._boundary, is_time))
 
     def _get_train_sampler(self, *arguments: Any) -> Any:

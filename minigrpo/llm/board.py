@@ -27,8 +27,12 @@ RECENT = 10  # updates whose mean is shown
 PATIENCE = 120  # seconds without a word, and as many updates' time as `SLOW` says, after which a run is silent
 SLOW = 5
 DEEP = 4  # folders below the one named
-MOST = 50_000_000  # bytes of metrics that are read
-SHARED_KINDS = (int, float)
+MOST = 50_000_000  # bytes of a file that are read
+LARGEST = 1e12  # of what is shown
+SHOWN = (
+    *("update", "reward", "seconds", "tokens_per_second"),
+    *("eval_accuracy", "eval_ci_low", "eval_ci_high"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ def _runs_below(folder: Path) -> Iterator[Path]:
     for place, inside, files in os.walk(folder):
         here = Path(place)
         inside.sort()
-        if {MANIFEST, METRICS} & set(files) or any(
-            (here / name / STATE).is_file() for name in inside if name.startswith("checkpoint-")
+        if {MANIFEST, METRICS, RECIPE} & set(files) or any(
+            name.startswith("checkpoint-") for name in inside
         ):
             inside.clear()
             yield here
@@ -100,21 +104,23 @@ def _line(run: Path, name: str, now: float) -> Line:
         if (run / MANIFEST).exists() or (run / METRICS).exists():
             return _own(run, name, now)
         return _trl(run, name, now)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        return Line(name, "unreadable", notes=(" ".join(str(error).split()),))
+    except (ValueError, OSError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        return Line(name, "unreadable", notes=(f"{type(error).__name__}: {why}",))
 
 
 def _own(run: Path, name: str, now: float) -> Line:
     """A run of `llm train`."""
+    _check_files(run / MANIFEST, run / METRICS)
     settings, notes = _settings(run)
     rows, cut = _rows(run / METRICS)
     notes += cut
-    updates = settings.get("updates")
+    updates = _whole(settings.get("updates"))
     line = Line(
         name,
         "starting",
         objective=str(settings.get("objective", "?")),
-        seed=settings.get("seed"),
+        seed=_whole(settings.get("seed")),
         updates=updates,
         resumed=len(read_manifest(run).get("resumed", [])) if settings else 0,
         notes=notes,
@@ -125,6 +131,15 @@ def _own(run: Path, name: str, now: float) -> Line:
     if not rows:
         return line if quiet < PATIENCE else dataclasses.replace(line, state="silent")
     return _with_rows(line, rows, quiet, (run / CHECKPOINT).exists())
+
+
+def _check_files(*files: Path) -> None:
+    """Require regular files of a size that can be read. Raises: ValueError."""
+    for file in files:
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file.name} is no regular file")
+        if file.exists() and file.stat().st_size > MOST:
+            raise ValueError(f"{file.name} has {file.stat().st_size / 1e6:.0f} MB: it is no run's")
 
 
 def _settings(run: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -139,9 +154,6 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """The rows of metrics so far. The last line may be half written; of any other that is no row there is a note."""
     if not path.exists():
         return [], ()
-    size = path.stat().st_size
-    if size > MOST:
-        raise ValueError(f"{path.name} has {size / 1e6:.0f} MB: it is no run's")
     rows, bad = [], []
     lines = path.read_bytes().splitlines()
     for number, text in enumerate(lines, start=1):
@@ -155,13 +167,26 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
 
 
 def _row(text: bytes) -> dict[str, Any] | None:
-    """A row with the numbers that a board needs, or None."""
+    """A row with the numbers that a board needs, or None; what else it shows and is no number is left out."""
     try:
         row = json.loads(text)
-        whole = all(isinstance(row[key], SHARED_KINDS) for key in ("update", "reward"))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError):
         return None
-    return row if whole else None
+    if not isinstance(row, dict):
+        return None
+    row |= {name: _finite(row.get(name)) for name in SHOWN}
+    return None if row["update"] is None or row["reward"] is None else row
+
+
+def _finite(value: Any) -> Any:
+    """A number as it is, None for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and abs(value) < LARGEST else None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number as it is, None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _with_rows(line: Line, rows: list[dict[str, Any]], quiet: float, saved: bool) -> Line:
@@ -174,9 +199,9 @@ def _with_rows(line: Line, rows: list[dict[str, Any]], quiet: float, saved: bool
         saved: whether there is a checkpoint.
     """
     last, recent = rows[-1], rows[-RECENT:]
-    evaluated = [row for row in rows if "eval_accuracy" in row]
-    seconds = [row["seconds"] for row in recent if isinstance(row.get("seconds"), SHARED_KINDS)]
-    speeds = [row["tokens_per_second"] for row in recent if row.get("tokens_per_second")]
+    evaluated = [row for row in rows if row["eval_accuracy"] is not None]
+    seconds = [row["seconds"] for row in recent if row["seconds"] is not None]
+    speeds = [row["tokens_per_second"] for row in recent if row["tokens_per_second"] is not None]
     pace = float(np.mean(seconds)) if seconds else None
     left = None if line.updates is None else line.updates - last["update"]
     held_out = evaluated[-1] if evaluated else {}
@@ -199,7 +224,7 @@ def _with_rows(line: Line, rows: list[dict[str, Any]], quiet: float, saved: bool
         first=evaluated[0]["eval_accuracy"] if evaluated else None,
         tokens_per_second=float(np.mean(speeds)) if speeds else None,
         minutes_left=left * pace / 60 if running and left and pace else None,
-        notes=(*line.notes, *_warnings(last), *_stopped(state)),
+        notes=(*line.notes, *_warnings(last), *_stopped(state, quiet)),
     )
 
 
@@ -209,43 +234,58 @@ def _warnings(row: dict[str, Any]) -> list[str]:
     return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
 
 
-def _stopped(state: str) -> list[str]:
+def _stopped(state: str, quiet: float) -> list[str]:
     """What to do about a run that no longer moves."""
     if state == "stopped":
-        return ["it has a checkpoint: go on with the same command and --resume"]
-    return (
-        ["no checkpoint and no word: look at its log, start it anew"] if state == "silent" else []
-    )
+        return [
+            "it has a checkpoint: a queue goes on by itself, else the same command does, resumed"
+        ]
+    if state == "silent":
+        return [f"no checkpoint, and no word for {quiet / 60:.0f} minutes: look at its log first"]
+    return []
 
 
 def _trl(run: Path, name: str, now: float) -> Line:
     """A run of TRL, as of its last checkpoint."""
-    states = [file for file in run.glob(f"checkpoint-*/{STATE}") if file.is_file()]
-    file = max(states, key=lambda path: path.stat().st_mtime)
     told = run / RECIPE
-    recipe = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    _check_files(told)
+    recipe = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
+    line = Line(
+        name,
+        "starting",
+        objective=str(recipe.get("objective", "?")),
+        seed=_whole(recipe.get("seed")),
+        notes=("of TRL: as of its last checkpoint",),
+    )
+    files = [file for file in run.glob(f"checkpoint-*/{STATE}") if file.is_file()]
+    if not files:
+        return line
+    file = max(files, key=lambda path: path.stat().st_mtime)
+    _check_files(file)
     state = json.loads(file.read_text(encoding="utf-8"))
     log = state["log_history"]
-    rewards = [row["reward"] for row in log if "reward" in row]
-    times = [row["step_time"] for row in log[-RECENT:] if "step_time" in row]
-    validated = [row["eval_reward"] for row in log if "eval_reward" in row]
+    rewards = [row["reward"] for row in log if _finite(row.get("reward")) is not None]
+    times = [row["step_time"] for row in log[-RECENT:] if _finite(row.get("step_time")) is not None]
+    validated = [row["eval_reward"] for row in log if _finite(row.get("eval_reward")) is not None]
+    pace = float(np.mean(times)) if times else 0.0
     left = state["max_steps"] - state["global_step"]
-    quiet = now - file.stat().st_mtime
-    every = state["global_step"] / len(states) * (float(np.mean(times)) if times else 0)
-    running = quiet < max(PATIENCE, SLOW * every)
-    return Line(
-        name,
-        "done" if left == 0 else "running" if running else "stopped",
-        objective=str(recipe.get("objective", "?")),
-        seed=recipe.get("seed"),
+    # between two checkpoints nothing is written
+    between = state["global_step"] / len(files) * pace
+    running = now - file.stat().st_mtime < max(PATIENCE, SLOW * between)
+    if left == 0:
+        shown = "done"
+    else:
+        shown = "running" if running else "stopped"
+    return dataclasses.replace(
+        line,
+        state=shown,
         update=state["global_step"],
         updates=state["max_steps"],
         reward=float(np.mean(rewards[-RECENT:])) if rewards else None,
         rewards=rewards,
         accuracy=validated[-1] if validated else None,
         first=validated[0] if validated else None,
-        minutes_left=left * float(np.mean(times)) / 60 if running and times and left else None,
-        notes=("of TRL: as of its last checkpoint",),
+        minutes_left=left * pace / 60 if running and left and pace else None,
     )
 
 
@@ -293,7 +333,8 @@ def _held_out(line: Line) -> str:
     """Accuracy before and now, and the interval of what is now."""
     if line.accuracy is None:
         return "–"
-    span = "" if line.ci_low is None else f" [{line.ci_low:.2f}, {line.ci_high:.2f}]"
+    bounded = line.ci_low is not None and line.ci_high is not None
+    span = "" if not bounded else f" [{line.ci_low:.2f}, {line.ci_high:.2f}]"
     return f"{_number(line.first, '.2f')} → {line.accuracy:.2f}{span}"
 
 
@@ -339,7 +380,7 @@ def write_page(
     blocks: list[Any] = []
     curves = _curves(lines, folders)
     if curves is not None:
-        alt = "Held-out accuracy and reward over updates, a line an objective; the table has each run's last numbers."
+        alt = "Held-out accuracy and reward of the runs that are done, a line an objective, over updates."
         blocks.append(Picture(curves, alt))
     blocks.append(Table(HEADER, [cells(line, width=20) for line in lines], when))
     sections = [(counts(lines), blocks)]
@@ -353,7 +394,8 @@ def _curves(lines: Sequence[Line], folders: Sequence[Path]) -> Any:
     """The figure of `llm plot` for the runs that can be read whole; None where there are none."""
     from minigrpo.llm.plots import plot_curves, read_curves
 
-    names = {line.name for line in lines if line.accuracy is not None}
+    # of those that are done: the mean of runs that got to different updates would have none in common
+    names = {line.name for line in lines if line.accuracy is not None and line.state == "done"}
     runs: list[dict] = []
     for folder in folders:
         for run in _runs_below(folder):
@@ -362,6 +404,6 @@ def _curves(lines: Sequence[Line], folders: Sequence[Path]) -> Any:
                 continue
             try:
                 runs += read_curves([run])
-            except ValueError:
+            except (ValueError, OSError):
                 continue  # the table says what is wrong with it
     return plot_curves(runs) if runs else None

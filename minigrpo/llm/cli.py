@@ -288,7 +288,7 @@ def _progress(arguments: argparse.Namespace) -> bool:
 
 def _train(arguments: argparse.Namespace) -> int:
     from minigrpo.llm.experiments import summary
-    from minigrpo.llm.runs import METRICS, can_resume, read_metrics
+    from minigrpo.llm.runs import METRICS, read_metrics
     from minigrpo.llm.training import train
 
     settings = _settings(arguments)
@@ -296,7 +296,7 @@ def _train(arguments: argparse.Namespace) -> int:
     finished = train(
         settings,
         arguments.out,
-        resume=arguments.resume or (arguments.auto_resume and can_resume(arguments.out)),
+        resume="auto" if arguments.auto_resume else arguments.resume,
         max_minutes=arguments.max_minutes,
         report_to=arguments.report_to,
         progress=_progress(arguments),
@@ -311,7 +311,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, result | {"rows": rows, "finished": finished})
     if not finished:
-        print("stopped early: go on with the same command and --resume", file=sys.stderr)
+        more = "" if arguments.auto_resume else " and --resume"
+        print(f"stopped early: go on with the same command{more}", file=sys.stderr)
     return 0 if finished else INTERRUPTED
 
 
@@ -548,7 +549,9 @@ def _board(arguments: argparse.Namespace) -> int:
         lines = read_board(arguments.runs)
         if not lines and not arguments.watch:
             places = ", ".join(map(str, arguments.runs))
-            raise ValueError(f"no run in {places}: no folder there has a manifest.json")
+            raise ValueError(
+                f"no run in {places}: no folder there has a manifest.json or metrics.jsonl"
+            )
         clear = "\x1b[2J\x1b[H" if arguments.watch and sys.stdout.isatty() else ""
         print(f"{clear}{board_text(lines)}", flush=True)
         if arguments.page:

@@ -167,19 +167,11 @@ def compare(
     for seed, objective, lr in itertools.product(range(seeds), objectives, learning_rates):
         run = Path(out) / f"{objective}-lr{lr:g}-seed{seed}"
         same = {"objective": objective, "learning_rate": lr, "seed": seed}
-        if not _train_to_end(dataclasses.replace(settings, **same), run, progress):
+        if not train(dataclasses.replace(settings, **same), run, resume="auto", progress=progress):
             return False
         rows = runs.read_metrics(run)
         yield same | summary(rows) | {"curve": curve(rows)}
     return True
-
-
-def _train_to_end(settings: Settings, run: Path, progress: bool) -> bool:
-    """Train what of a run is not trained yet; return whether it reached its end."""
-    if runs.is_finished(run, settings):
-        return True
-    runs.clear_unsaved(run)
-    return train(settings, run, resume=runs.has_checkpoint(run), progress=progress)
 
 
 def summary(rows: Sequence[dict]) -> dict:

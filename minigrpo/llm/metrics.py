@@ -128,6 +128,23 @@ def mismatch(gaps: Sequence[float], settings: Settings, dropout: bool) -> list[s
     ]
 
 
+def progress_bar(settings: Settings, first: int, shown: bool) -> tqdm:
+    """The bar of a run.
+
+    Args:
+        settings: the run's.
+        first: the update that it begins with.
+        shown: whether anybody sees it.
+    """
+    return tqdm(
+        total=settings.updates,
+        initial=first,
+        disable=not shown,
+        desc=settings.objective,
+        unit=" updates",
+    )
+
+
 def show(bar: tqdm, history: Sequence[dict[str, Any]], last: bool) -> None:
     """Tell a watcher how the update went. A warning is said once for as long as it lasts.
 

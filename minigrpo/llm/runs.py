@@ -10,6 +10,7 @@ A folder can be read without transformers and safetensors, so they are imported 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -17,7 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,11 @@ from torch import Tensor
 from minigrpo import __version__
 from minigrpo.files import METRICS, write_bytes, write_json
 from minigrpo.llm.settings import Settings
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from minigrpo.llm.forward import ForwardCosts
@@ -81,33 +87,63 @@ def _refuse_file(run: Path) -> None:
         raise ValueError(f"{run} is a file, expected a folder")
 
 
-def is_finished(run: Path, settings: Settings) -> bool:
-    """Whether a folder holds these settings' run, from its start to its end.
-
-    Raises: ValueError for a run with other settings.
-    """
-    if not has_manifest(run):
-        return False
-    check_resumable(run, settings)
-    return has_checkpoint(run) and read_metrics(run)[-1]["update"] == settings.updates
-
-
 def has_checkpoint(run: Path) -> bool:
     """Whether a run has written a checkpoint yet."""
     return (run / CHECKPOINT).exists()
 
 
+@contextlib.contextmanager
+def held(run: Path) -> Generator[None]:
+    """Keep a run's folder to this process, so that no other writes into it; made where it is missing.
+
+    Windows has no lock of this kind: there nothing is kept.
+
+    Raises: ValueError where another process has it, or where it is a file; OSError where it can't be made.
+    """
+    _refuse_file(run)
+    made = not run.exists()
+    run.mkdir(parents=True, exist_ok=True)
+    folder = None
+    try:
+        if fcntl is not None:
+            folder = os.open(run, os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{run} is being trained by another process: wait for it, or name another folder"
+                ) from error
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
+        if made and not any(run.iterdir()):  # refused before anything was written
+            run.rmdir()
+
+
 def can_resume(run: Path) -> bool:
-    """Whether a folder holds a run with a checkpoint to go on from. What is left of one without is cleared away."""
-    clear_unsaved(run)
-    return has_manifest(run)
+    """Whether a folder holds a run with a checkpoint to go on from."""
+    return has_manifest(run) and has_checkpoint(run)
+
+
+def is_done(run: Path, settings: Settings) -> bool:
+    """Whether a folder holds all rows of these settings' run, with its last checkpoint or without."""
+    if not (has_manifest(run) and has_metrics(run)):
+        return False
+    check_resumable(run, settings)
+    last = (run / METRICS).read_bytes().splitlines()[-1:]  # a run that was killed may have cut it
+    return any(_whole_row(line, settings.updates, NEEDED) is not None for line in last)
 
 
 def clear_unsaved(run: Path) -> None:
     """Clear away what a run left that has no checkpoint: it can only begin anew. Rows without a manifest stay."""
     if not has_manifest(run) or has_checkpoint(run):
         return
-    for name in (MANIFEST, METRICS, ROLLOUTS):
+    for name in (
+        METRICS,
+        ROLLOUTS,
+        MANIFEST,
+    ):  # the manifest last: without it the others would stay
         (run / name).unlink(missing_ok=True)
 
 

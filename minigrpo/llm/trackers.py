@@ -1,8 +1,8 @@
 """A run's rows for TensorBoard, trackio or Weights & Biases, by the names that TRL gives the same numbers.
 
 metrics.jsonl is written in any case, and nothing here is read again. A tracker is a function and an entry of TRACKERS:
-called with the run's folder and settings, it gives a function that takes numbers by name with their update, and one
-that ends it.
+called with the run's folder, its settings and its first update, it gives a function that takes numbers by name with
+their update, and one that ends it. A run that goes on is one run there too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Generator, Mapping
+from hashlib import sha256
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ NAMES = {
 LEFT_OUT = ("update", "eval_problems")  # the axis, and what does not change
 
 Log = Callable[[Mapping[str, float], int], None]
-Tracker = Callable[[Path, Settings], tuple[Log, Callable[[], None]]]
+Tracker = Callable[[Path, Settings, int], tuple[Log, Callable[[], None]]]
 
 
 def named(row: Mapping[str, Any]) -> dict[str, float]:
@@ -47,16 +48,17 @@ def named(row: Mapping[str, Any]) -> dict[str, float]:
     return {NAMES.get(name, f"minigrpo/{name}"): value for name, value in numbers.items()}
 
 
-def tensorboard(run: Path, settings: Settings) -> tuple[Log, Callable[[], None]]:
+def tensorboard(run: Path, settings: Settings, first: int) -> tuple[Log, Callable[[], None]]:
     """Event files in the run's folder: `tensorboard --logdir` finds those of all runs below a folder.
 
     Args:
         run: the folder.
         settings: not used, as manifest.json has them.
+        first: what was written of it and of later updates is made again.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run / "tensorboard"))
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
 
     def log(numbers: Mapping[str, float], update: int) -> None:
         for name, value in numbers.items():
@@ -69,10 +71,17 @@ def tensorboard(run: Path, settings: Settings) -> tuple[Log, Callable[[], None]]
 def by_wandb(module: str) -> Tracker:
     """A tracker with wandb's functions, which trackio has too; its project is minigrpo, a run has its folder's name."""
 
-    def start(run: Path, settings: Settings) -> tuple[Log, Callable[[], None]]:
+    def start(run: Path, settings: Settings, first: int) -> tuple[Log, Callable[[], None]]:
         tracker = import_module(module)
         config = dataclasses.asdict(settings)
-        tracker.init(project="minigrpo", name=run.resolve().name, config=config)
+        name = run.resolve().name
+        # the folder's path tells runs of one name apart
+        more = (
+            {"id": sha256(str(run.resolve()).encode()).hexdigest()[:16]}
+            if module == "wandb"
+            else {}
+        )
+        tracker.init(project="minigrpo", name=name, config=config, resume="allow", **more)
         return lambda numbers, update: tracker.log(dict(numbers), step=update), tracker.finish
 
     return start
@@ -87,13 +96,15 @@ TRACKERS: dict[str, Tracker] = {
 
 def start_trackers(
     names: Collection[str], run: Path, settings: Settings
-) -> contextlib.AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
-    """Refuse what is unknown or not installed; inside of what is returned, rows are reported.
+) -> Callable[[int], contextlib.AbstractContextManager[Callable[[Mapping[str, Any]], None]]]:
+    """Refuse what is unknown or not installed.
 
     Args:
         names: of TRACKERS.
         run: the folder.
         settings: the run's.
+
+    Returns: what is called with the first update; inside of what it gives, rows are reported.
 
     Raises: ValueError for a name that is none, or a package that is missing.
     """
@@ -104,11 +115,11 @@ def start_trackers(
             raise ValueError(f"report_to {name} needs a package: pip install {name}")
 
     @contextlib.contextmanager
-    def started() -> Generator[Callable[[Mapping[str, Any]], None]]:
+    def started(first: int) -> Generator[Callable[[Mapping[str, Any]], None]]:
         with contextlib.ExitStack() as stack:
             logs = []
             for name in names:
-                log, end = TRACKERS[name](run, settings)
+                log, end = TRACKERS[name](run, settings, first)
                 stack.callback(end)
                 logs.append(log)
 
@@ -118,4 +129,4 @@ def start_trackers(
 
             yield report
 
-    return started()
+    return started

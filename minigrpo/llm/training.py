@@ -30,7 +30,15 @@ from tqdm.auto import tqdm
 from minigrpo.llm import runs
 from minigrpo.llm.evaluation import evaluate
 from minigrpo.llm.found import found, found_lines
-from minigrpo.llm.metrics import describe, gathered, mismatch, show, spent, warnings_of
+from minigrpo.llm.metrics import (
+    describe,
+    gathered,
+    mismatch,
+    progress_bar,
+    show,
+    spent,
+    warnings_of,
+)
 from minigrpo.llm.models import LoadedModel, load_model
 from minigrpo.llm.prompts import fix_date, longest_prompt
 from minigrpo.llm.scoring import Scored, first_group, score_groups
@@ -46,7 +54,7 @@ def train(
     settings: Settings,
     out: str | Path,
     *,
-    resume: bool = False,
+    resume: bool | str = False,
     max_minutes: float | None = None,
     report_to: Collection[str] = (),
     progress: bool = True,
@@ -62,7 +70,7 @@ def train(
     Args:
         settings: of the run.
         out: its folder.
-        resume: go on from its last checkpoint.
+        resume: go on from its last checkpoint; "auto": if there is one, else start, and leave alone what is done.
         max_minutes: of this call, the loading of the model included; None: no end but the run's.
         report_to: names of `TRACKERS`, which get each row too.
         progress: show a bar.
@@ -72,75 +80,75 @@ def train(
         Whether the run reached its end.
 
     Raises:
-        ValueError: for a model or task that can't be had, a prompt that leaves no room for an answer, settings other
-            than the checkpoint's, a run that is not whole, or a loss that is no number.
+        ValueError: for a folder that another process trains in, a model or task that can't be had, a prompt that leaves
+            no room for an answer, settings other than the checkpoint's, a run that is not whole, or a loss that is no
+            number.
         FileExistsError: where `out` holds a run and `resume` is False.
         OSError: where it can't be written.
     """
     run = Path(out)
     in_time = deadline(max_minutes)
     trackers = start_trackers(report_to, run, settings)  # before anything is loaded
-    task, loaded, learner, first, history = begin(settings, run, resume, tell)
-    objective = OBJECTIVES[settings.objective]
-    bar = tqdm(
-        total=settings.updates,
-        initial=first,
-        disable=not progress,
-        desc=settings.objective,
-        unit=" updates",
-    )
-    with bar, trackers as report, stop_signals() as stop:
-        for update in range(first, settings.updates + 1):
-            last = update == settings.updates
-            evaluated = last or update % settings.eval_every == 0
-            row: dict[str, Any] = {"update": update}
-            row |= held_out(loaded, task, settings) if evaluated else {}
-            started = time.perf_counter()
-            torch.manual_seed(seed_of(settings, update))  # of dropout
+    with runs.held(run):
+        if resume == "auto" and runs.is_done(run, settings):
+            return True
+        task, loaded, learner, first, history = begin(settings, run, resume, tell)
+        objective = OBJECTIVES[settings.objective]
+        bar = progress_bar(settings, first, shown=progress)
+        with bar, trackers(first) as report, stop_signals() as stop:
+            for update in range(first, settings.updates + 1):
+                last = update == settings.updates
+                evaluated = last or update % settings.eval_every == 0
+                row: dict[str, Any] = {"update": update}
+                row |= held_out(loaded, task, settings) if evaluated else {}
+                started = time.perf_counter()
+                torch.manual_seed(seed_of(settings, update))  # of dropout
 
-            # 1. Sample a group for each prompt, and let the verifier reward it.
-            problems = problems_of(task, settings, update)
-            scored = sample(loaded, task, problems, settings, update)
-            samples = scored.samples
-            if evaluated:
-                runs.append_rollout(run, first_group(update, problems, scored))
+                # 1. Sample a group for each prompt, and let the verifier reward it.
+                problems = problems_of(task, settings, update)
+                scored = sample(loaded, task, problems, settings, update)
+                samples = scored.samples
+                if evaluated:
+                    runs.append_rollout(run, first_group(update, problems, scored))
 
-            # 2. The objective turns rewards and shared prefixes into advantages and step weights, both (P, G, T).
-            advantages, step_weights = objective(
-                scored.rewards,
-                samples.completion_ids,
-                samples.completion_mask,
-                scale=settings.scale,
-            )
-
-            # 3. Descend on the loss, μ times on these samples.
-            learner.model.train()
-            rounds = 0 if last else settings.iterations
-            learned = [descend(learner, samples, advantages, step_weights) for _ in range(rounds)]
-
-            # 4. Write down what happened, and how far the run got.
-            row |= describe(samples, scored.rewards, loaded.eos_ids) | gathered(learned)
-            row |= spent(row["tokens"], started, settings)
-            history.append(row)
-            row["warnings"] = warnings_of(history, settings)
-            row["warnings"] += mismatch(
-                [each["gap"] for each in learned], settings, learner.dropout
-            )
-            runs.append_metrics(run, row)
-            report(row)
-            show(bar, history, last)
-            early = not last and bool(stop or not in_time())
-            if early or last or (update + 1) % settings.save_every == 0:
-                runs.save_checkpoint(
-                    run, update + 1, trained_weights(learner.model), learner.optimizer
+                # 2. The objective turns rewards and shared prefixes into advantages and step weights, both (P, G, T).
+                advantages, step_weights = objective(
+                    scored.rewards,
+                    samples.completion_ids,
+                    samples.completion_mask,
+                    scale=settings.scale,
                 )
-            if early:
-                return False
-    return True
+
+                # 3. Descend on the loss, μ times on these samples.
+                learner.model.train()
+                rounds = 0 if last else settings.iterations
+                learned = [
+                    descend(learner, samples, advantages, step_weights) for _ in range(rounds)
+                ]
+
+                # 4. Write down what happened, and how far the run got.
+                row |= describe(samples, scored.rewards, loaded.eos_ids) | gathered(learned)
+                row |= spent(row["tokens"], started, settings)
+                history.append(row)
+                row["warnings"] = warnings_of(history, settings)
+                row["warnings"] += mismatch(
+                    [each["gap"] for each in learned], settings, learner.dropout
+                )
+                runs.append_metrics(run, row)
+                report(row)
+                show(bar, history, last)
+                early = not last and bool(stop or not in_time())
+                if early or last or (update + 1) % settings.save_every == 0:
+                    runs.save_checkpoint(
+                        run, update + 1, trained_weights(learner.model), learner.optimizer
+                    )
+                if early:
+                    return False
+        return True
 
 
 def begin(
-    settings: Settings, run: Path, resume: bool, tell: bool
+    settings: Settings, run: Path, resume: bool | str, tell: bool
 ) -> tuple[Task, LoadedModel, Learner, int, list[dict[str, Any]]]:
     """Get everything ready, or refuse before anything is written.
 
@@ -152,7 +160,10 @@ def begin(
 
     Returns: the task; the model, with its adapters; the learner; the update to go on from; and the rows before it.
     """
-    if resume:
+    auto = resume == "auto"
+    if auto:
+        resume = runs.can_resume(run)
+    if resume or (auto and runs.has_manifest(run)):
         runs.check_resumable(run, settings)
     else:
         runs.check_new(run)
@@ -170,6 +181,8 @@ def begin(
         if first <= settings.updates:  # it has not reached its end
             runs.note_resumed(run, first)
     else:
+        if auto:  # killed before its first checkpoint
+            runs.clear_unsaved(run)
         runs.write_manifest(run, settings, loaded, learner.costs, date, facts)
     if tell:
         for line in found_lines(facts):

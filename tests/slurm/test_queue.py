@@ -29,6 +29,8 @@ def queue(tmp_path):
         return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=60)
 
     yield call
+    if not (tmp_path / "class").exists():
+        return
     call("stop")
     for card in (0, 1):
         socket = str(tmp_path / "class" / f".card-{card}")
@@ -89,8 +91,15 @@ def test_stop_leaves_checkpoints_and_the_same_command_goes_on(tmp_path, queue):
     wait(lambda: read_manifest(runs / "student-00").get("resumed") == [before + 1], 60)
 
 
-@pytest.mark.parametrize("arguments", [(), ("zero",), ("-1",)])
+@pytest.mark.parametrize("arguments", [(), ("zero",), ("-1",), ("0", "x")])
 def test_mistakes_get_a_sentence(queue, arguments):
     done = queue(*arguments)
     assert done.returncode == 2
     assert done.stderr == "queue.sh: takes the first and the last number of the class, show or stop\n"
+
+
+@pytest.mark.parametrize("word", ["show", "stop"])
+def test_nothing_is_started_where_nothing_was_queued(queue, word):
+    done = queue(word)
+    assert done.returncode == 2
+    assert "nothing was queued" in done.stderr

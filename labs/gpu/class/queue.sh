@@ -11,7 +11,7 @@
 set -u
 cards=${CARDS:-2}
 runs=${RUNS:-runs/class}
-tsp=$(command -v tsp || command -v ts) || { echo "queue.sh: needs task-spooler: apt install task-spooler" >&2; exit 2; }
+tsp=$(command -v tsp) || { echo "queue.sh: needs task-spooler: apt install task-spooler" >&2; exit 2; }
 
 on_card() { # the queue of a card
   local card=$1
@@ -19,8 +19,8 @@ on_card() { # the queue of a card
   TS_SOCKET=$(cd "$runs" && pwd)/.card-$card TS_MAXFINISHED=1000 "$tsp" "$@"
 }
 
-queue() { # a student's run; every second pair changes places, so that no card has one objective alone
-  local card=$((($1 ^ ($1 / 2 % 2)) % cards))
+queue() { # a student's run; each round begins a card later, so that no card has one objective alone
+  local card=$((($1 + $1 / cards) % cards))
   on_card "$card" -L "student-$(printf %02d "$1")" bash labs/gpu/class/queue.sh run "$1" "$card" > /dev/null
 }
 
@@ -35,6 +35,9 @@ case ${1:-} in
     if [ $code = 130 ] && [ ! -e "$runs/.stop" ]; then queue "$2"; fi
     exit $code
     ;;
+  show | stop)
+    [ -d "$runs" ] || { echo "queue.sh: there is no folder $runs: nothing was queued" >&2; exit 2; }
+    ;;&
   show)
     for ((card = 0; card < cards; card++)); do echo "card $card"; on_card "$card"; done
     ;;
@@ -48,16 +51,20 @@ case ${1:-} in
       done
     done
     ;;
-  "" | *[!0-9]*)
-    echo "queue.sh: takes the first and the last number of the class, show or stop" >&2
-    exit 2
-    ;;
   *)
+    if [[ ! ${1:-} =~ ^[0-9]+$ || ! ${2:-$1} =~ ^[0-9]+$ ]]; then
+      echo "queue.sh: takes the first and the last number of the class, show or stop" >&2
+      exit 2
+    fi
+    first=$((10#$1)) # 08 is no octal number
+    last=$((10#${2:-$1}))
     mkdir -p "$runs"
     rm -f "$runs/.stop"
     # a queue's server stays: it must not hold on to the terminal or a pipe
     for ((card = 0; card < cards; card++)); do on_card "$card" -S 1 > /dev/null 2>&1; done
-    for ((student = $1; student <= ${2:-$1}; student++)); do queue "$student"; done
+    for ((student = first; student <= last; student++)); do
+      queue "$student" || { echo "queue.sh: task-spooler took no job of student $student" >&2; exit 1; }
+    done
     echo "queued: python -m minigrpo llm board $runs shows how far they are"
     ;;
 esac
