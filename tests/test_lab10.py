@@ -536,6 +536,15 @@ def test_a_model_that_gives_nan_claims_nothing(honest, monkeypatch):
     assert earned(fake) == FALSE
 
 
+def test_accepted_runs_are_records_for_the_class(honest, quick):
+    """As measured; and a fake of any kind leaves none."""
+    records = grade(honest, 4)[-1]["records"]
+    assert len({(record["objective"], record["seed"]) for record in records}) == len(NAMES) == len(records)
+    claimed = {(run.settings.objective, run.settings.seed): run.claims[1] for run in bundles.read_runs(honest)}
+    assert {(record["objective"], record["seed"]): record["accuracy"] for record in records} == claimed
+    assert "records" not in grade(FAKES["an update twice"][0](dict(honest)), 4)[-1]
+
+
 def test_a_broken_run_is_named(honest, quick):
     parts = grade(FAKES["an update twice"][0](dict(honest)), 4)
     assert parts[0]["feedback"] == "grpo-3: metrics.jsonl goes back after update 7: rows are there twice"
@@ -573,7 +582,7 @@ def test_a_real_run_is_whole_and_its_claims_hold(made):
     assert run.wrong == ()
     assert run.resumed
     assert bundles.copies([run]) == []
-    assert bundles.false_claims([run], 9) == []
+    assert bundles.false_claims([run], bundles.measured([run], 9)) == []
     own = bundles.accuracies(run.weights, 16, [bundles.own_problems(100)])[0]
     assert own == pytest.approx(run.claims[1], abs=0.011)  # half precision: one answer at most
 

@@ -91,6 +91,9 @@ def test_what_would_fit_does_fit():
         (["--model", "nobody/knows"], "the shape of model 'nobody/knows' is not known"),
         (["--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["--recipe", RECIPE, "--preset", "class"], "leave out the others"),
+        (["--cards-a-run", "4"], "--cards-a-run is for a --recipe"),
+        (["--prompt-tokens", "-5000"], "prompt_tokens must be at least 1, got -5000"),
+        (["--recipe", RECIPE, "--prompt-tokens", "9"], "leave out the others"),
         (["--recipe", RECIPE, "--cards-a-run", "4"], "takes 4 cards, and there are 1"),
     ],
 )

@@ -227,11 +227,11 @@ def _add_class(commands: Any) -> None:
     sub.add_argument("--card", default="a10", help=f"one of {', '.join(CARDS)} (default a10)")
     sub.add_argument("--cards", type=int, default=1, help="that the class shares (default 1)")
     text = "over which a run of a recipe is spread (default 1)"
-    sub.add_argument("--cards-a-run", type=int, default=1, help=text)
+    sub.add_argument("--cards-a-run", type=int, help=text)
     sub.add_argument("--students", type=int, default=30, help="of the class (default 30)")
     sub.add_argument("--runs-each", type=int, default=1, help="of a student (default 1)")
     text = f"of a prompt, with template and system prompt (default {PROMPT})"
-    sub.add_argument("--prompt-tokens", type=int, default=PROMPT, help=text)
+    sub.add_argument("--prompt-tokens", type=int, help=text)
 
     text = "all runs in and below some folders: how far, how well, what they warn of"
     sub = _command(commands, "board", _board, text)
@@ -527,13 +527,17 @@ def _plan(arguments: argparse.Namespace) -> int:
         "runs_each": arguments.runs_each,
     }
     if arguments.recipe:
-        if arguments.preset or given(arguments, Settings):
+        if arguments.preset or arguments.prompt_tokens is not None or given(arguments, Settings):
             raise ValueError("--recipe has a model and settings of its own: leave out the others")
-        found = plan_recipe(arguments.recipe, cards_a_run=arguments.cards_a_run, **people)
+        spread = 1 if arguments.cards_a_run is None else arguments.cards_a_run
+        found = plan_recipe(arguments.recipe, cards_a_run=spread, **people)
     else:
+        if arguments.cards_a_run is not None:
+            raise ValueError("--cards-a-run is for a --recipe: a run of a preset takes one card")
         name = arguments.preset or "class"
         settings = _settings(arguments, PRESETS[name].settings)
-        found = plan_settings(name, settings, arguments.prompt_tokens, **people)
+        prompt = PROMPT if arguments.prompt_tokens is None else arguments.prompt_tokens
+        found = plan_settings(name, settings, prompt, **people)
     print(plan_text(found))
     if arguments.json:
         write_json(arguments.json, plan_row(found))

@@ -1,6 +1,6 @@
 """How long a class keeps its cards busy: what a run needs, how many there are, and when the last one is done.
 
-All of it is computed by `minigrpo.llm.gpu` and can be off by a factor of two in time.
+All of it is computed by `minigrpo.llm.gpu`, and was measured on no card.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def plan_settings(name: str, settings: Settings, prompt: int = PROMPT, **people:
 
     Raises: ValueError for numbers below 1, an unknown model, or a run that does not fit, with what would.
     """
+    if prompt < 1:
+        raise ValueError(f"prompt_tokens must be at least 1, got {prompt}")
     card = people["card"]
     plan = Plan(
         name=name,
@@ -197,7 +199,7 @@ def plan_text(plan: Plan) -> str:
         )
     width = max(map(len, lines))
     rows = [f"{name:<{width}}  {text}" for name, text in lines.items()]
-    return "\n".join([*rows, "computed, not measured: time can be off by a factor of two"])
+    return "\n".join([*rows, "computed, measured on no card: let one run go first"])
 
 
 def _price(plan: Plan) -> str:

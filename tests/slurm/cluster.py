@@ -142,8 +142,9 @@ def start(folder):
 
 
 def stop(folder):
-    """End what was started."""
-    for pid in reversed((folder / "pids").read_text().split()):
+    """End what was started, if anything was."""
+    pids = folder / "pids"
+    for pid in reversed(pids.read_text().split() if pids.exists() else []):
         try:
             os.killpg(int(pid), 15)
         except ProcessLookupError:
