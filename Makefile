@@ -83,6 +83,16 @@ clean: ## remove caches and build output (keeps .venv and runs/)
 	@[ $* = dist ] || $(VENV_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
 	@touch $@
 
+# JupyterHub with its proxy, which needs node and npm; its servers offer the course's environment as a kernel.
+.venv/hub/.installed: private VENV_PY := .venv/hub/bin/python
+.venv/hub/.installed: Makefile | .venv/.installed
+	@echo "Installing JupyterHub into .venv/hub (log in .venv/install.log)"
+	@.venv/bin/python -m venv .venv/hub
+	@$(call install,jupyterhub==6.* jupyterlab batchspawner websocket-client)
+	@cd .venv/hub && npm install --silent --no-fund configurable-http-proxy@5 > npm.log 2>&1 || { cat npm.log; exit 1; }
+	@.venv/bin/python -m ipykernel install --prefix .venv/hub --name minigrpo --display-name minigrpo > /dev/null 2>&1
+	@touch $@
+
 # Runs every time, in a fraction of a second: makes .venv if there is none, or says what is wrong with the one there is.
 venv:
 	@$(FAIL); if [ -e .venv ] || [ -L .venv ]; then \

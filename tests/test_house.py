@@ -88,7 +88,8 @@ def test_ci_runs_what_it_promises():
     promised = set(re.findall(r"\w+", left_out)) - {"not", "or"}
     assert promised == set(re.findall(r"-m (\w+)", slow)) | {"engines", "slurm"}
     assert re.search(r"engines\(\) {\n  timed make test-engines\n}", script)
-    assert re.search(r'cluster\(\) {\n  timed make test ARGS="-n 0 -m slurm"\n}', script)
+    cluster = re.search(r"cluster\(\) {\n(.*?)\n}", script, re.DOTALL)[1]
+    assert re.findall(r"timed make (.+)", cluster) == [".venv/hub/.installed", 'test ARGS="-n 0 -m slurm"']
     whole = script.rpartition('if [ "$part" = all ]; then\n')[2].partition("\nelse")[0]
     assert re.findall(r"^  (\w+)$", whole, re.MULTILINE) == ["fast", "slow", "cluster", "engines"]
     assert 'export PIP_CONSTRAINT="$PWD/.ci/constraints.txt"' in script
@@ -111,7 +112,7 @@ def test_ci_installs_nothing_unasked():
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 1
-    packages = "bubblewrap chromium chromium-driver slurm-wlm munge slurmdbd mariadb-server task-spooler"
+    packages = "bubblewrap chromium chromium-driver slurm-wlm munge slurmdbd mariadb-server task-spooler npm"
     assert f"{packages} missing: install them" in done.stdout
     assert "INSTALLS" not in done.stdout
 
