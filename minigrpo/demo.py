@@ -27,8 +27,8 @@ TREE = (
     "Six completions of one prompt, each with one outcome reward. Completions that share a prefix share process steps: "
     "R is the mean reward of those that pass through a step (a Monte-Carlo estimate of what it is worth), A is R "
     "compared with the group, |λ| says how many pass through it.",
-    "J K L M is the best completion of the group. Its first step J K L has A < 0, as two others fail after it, and "
-    "GRPO pushes it down three times, once a completion. λ-GRPO divides by |λ|: it pushes once.",
+    "J K L M is the best completion of the group, and pushes its first step J K L up by 1.55; the two others that begin "
+    "with J K L fail, and push it down by 1.11 each. Together that is 3 × A = −0.66. λ-GRPO divides by |λ|: −0.22, once.",
 )
 THEOREM = (
     "GRPO gives every token of a completion its outcome advantage; a process reward method gives each step its own. "
@@ -52,8 +52,8 @@ RACE_STORY = (
 )
 ALTS = {
     "tree": "The process tree of the worked example: nine steps in boxes from left to right, each with its reward, "
-    "advantage and size, and two bars, its push under GRPO and under λ-GRPO. J K L is pushed down three times by GRPO, "
-    "once by λ-GRPO.",
+    "advantage and size, and two bars, its push under GRPO and under λ-GRPO. That on J K L is −0.66 under GRPO and "
+    "−0.22 under λ-GRPO.",
     "theorem": "Largest gradient gap of each case on a logarithmic axis. Cases in which the theorem's assumptions hold "
     "lie near 1e-16, cases that break one lie between 0.1 and 10.",
     "table1": "Target frequency of GRPO and λ-GRPO in the six cells with 95% intervals and the paper's values, and "

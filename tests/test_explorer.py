@@ -307,6 +307,8 @@ def show(driver, tmp_path):
         file = tmp_path / f"{next(count)}.html"
         file.write_text(content, encoding="utf-8")
         driver.get(file.as_uri())
+        # a page that nobody has clicked into yet is told of no focus
+        driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         return driver
 
     yield show
@@ -446,9 +448,10 @@ def test_finding_tells_the_surprise(show):
     for objective in PAPER_OBJECTIVES:
         choose(driver, objective)
         told[objective] = driver.find_element("id", "finding").text
-    assert re.search(r"GRPO pushes J K L down 3 times.*3 × −0.22 = −0.66.*best completion", told["grpo"])
+    assert re.search(r"its completion's advantage: \+1.55, −1.11, −1.11. Together .* down by 0.66", told["grpo"])
+    assert re.search(r"3 × −0.22 = −0.66.*best completion", told["grpo"])
     assert re.search(r"3 × −0.22 = −0.66: GRPO's sum", told["prm"])
-    assert re.search(r"pushes J K L down once: −0.22", told["lambda_grpo"])
+    assert re.search(r"by \|λ\| = 3: together they push J K L down by 0.22", told["lambda_grpo"])
 
 
 @pytest.mark.browser
@@ -656,5 +659,5 @@ def test_two_cells_of_a_notebook_keep_apart(show):
         assert driver.execute_script(READ)["nodes"]
         assert not driver.find_element("tag name", "h1").is_displayed()
         driver.switch_to.default_content()
-    assert ["once" in told[0], "3 times" in told[1]] == [True, True]
+    assert ["once" in told[0], "3 × −0.22" in told[1]] == [True, True]
     assert driver.execute_script("return typeof rewards") == "undefined"

@@ -123,7 +123,7 @@ def test_tree_shows_each_step_and_its_push(tree, example):
         assert f"λ-GRPO {advantage}" in shown
         assert f"GRPO {size} × {advantage}" in shown if size > 1 else f"GRPO {advantage}" in shown
     assert sorted(text for text in shown if text.startswith("r =")) == ["r = 0"] * 2 + ["r = 0.5"] * 3 + ["r = 1 ★"]
-    assert "GRPO pushes “J K L” down 3 times, though the best completion begins with it" in shown
+    assert "GRPO's pushes on “J K L” add up to 3 × −0.22, though the best completion begins with it" in shown
     assert "mine" in texts(viz.plot_tree(tree, title="mine"))
 
 

@@ -41,7 +41,7 @@ def plot_tree(tree: ProcessTree, title: str | None = None) -> Figure:
 
         push on each token of a step:   GRPO |λ|·A (one bar segment a completion in λ),   λ-GRPO A
 
-    Args: tree; title (default: where GRPO pushes a shared prefix of the best completion down, if it does).
+    Args: tree; title (default: where GRPO's pushes take a shared prefix of the best completion down, if they do).
     """
     places, width, height = place_steps(tree, WIDE)
     total = height + 1.1
@@ -226,7 +226,7 @@ def draw_legend(figure: Figure, x: float, y: float) -> None:
 
 
 def _flaw(tree: ProcessTree) -> Node | None:
-    """The step that GRPO pushes down most, more than once, though a best completion of the group goes through it."""
+    """The shared step that GRPO pushes down most in all, though a best completion of the group goes through it."""
     best = {i for i, reward in enumerate(tree.rewards) if reward == max(tree.rewards)}
     flawed = [
         n for n in tree.nodes if n.advantage < 0 and len(n.members) > 1 and best & set(n.members)
@@ -239,7 +239,8 @@ def claim_of(tree: ProcessTree) -> str:
     node = _flaw(tree)
     if node is None:
         return f"The process steps of {len(tree.completions)} completions"
-    pushed = f"GRPO pushes “{_tokens(node, 24)}” down {len(node.members)} times"
+    each = f"{node.advantage:.2f}".replace("-", "−")
+    pushed = f"GRPO's pushes on “{_tokens(node, 24)}” add up to {len(node.members)} × {each}"
     return (
         f"{pushed}, though the best completion {'goes through' if node.start else 'begins with'} it"
     )
