@@ -27,8 +27,9 @@ TREE = (
     "Six completions of one prompt, each with one outcome reward. Completions that share a prefix share process steps: "
     "R is the mean reward of those that pass through a step (a Monte-Carlo estimate of what it is worth), A is R "
     "compared with the group, |λ| says how many pass through it.",
-    "J K L M is the best completion of the group, and pushes its first step J K L up by 1.55; the two others that begin "
-    "with J K L fail, and push it down by 1.11 each. Together that is 3 × A = −0.66. λ-GRPO divides by |λ|: −0.22, once.",
+    "J K L M is the best completion of the group, and pushes its first step J K L up by 1.55; the two others that "
+    "begin with J K L fail, and push it down by 1.11 each. Together that is 3 × A = −0.66. λ-GRPO divides by |λ|: "
+    "−0.22, once.",
 )
 THEOREM = (
     "GRPO gives every token of a completion its outcome advantage; a process reward method gives each step its own. "

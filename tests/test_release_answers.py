@@ -160,6 +160,7 @@ def code(function) -> list:
     return [function.__name__, own.co_code.hex(), [*map(str, own.co_names)]]
 
 
+@pytest.mark.labs
 def test_no_object_of_its_grader_answers_an_exercise(archive):
     """Neither by its code, nor by what it does where it takes the arguments of an exercise."""
     all_exercises = [exercise for lab in LABS for exercise in exercises(lab)]
@@ -225,6 +226,7 @@ for lab in LABS:
 """
 
 
+@pytest.mark.labs
 def test_it_says_the_same_of_every_solution_stub_and_mistake(archive):
     said = run(archive, "-c", ALIKE, str(ROOT)).splitlines()
     ids = {exercise.id for lab in LABS for exercise in exercises(lab)}
