@@ -132,7 +132,7 @@ class AdapterConfig:
     targets: tuple[str, ...]
 
 
-def _json(content: bytes, name: str) -> Any:
+def read_json(content: bytes, name: str) -> Any:
     """JSON without NaN and without a key twice. Raises ArtifactError."""
 
     def refuse(word: str) -> None:
@@ -153,7 +153,7 @@ def read_config(content: bytes | None) -> AdapterConfig:
     """Read adapter_config.json: six known keys and no other. Raises ArtifactError."""
     if content is None or len(content) > MAX_TEXT:
         raise ArtifactError(f"{CONFIG} is missing, or too large")
-    found = _json(content, CONFIG)
+    found = read_json(content, CONFIG)
     keys = {*FIXED, "base_model_name_or_path", "r", "lora_alpha", "target_modules"}
     if (
         not isinstance(found, dict)
@@ -207,7 +207,7 @@ def read_weights(
     """
     if content is None:
         raise ArtifactError(f"{WEIGHTS} is missing")
-    _check_header(_weights_header(content), layers, r)
+    _check_header(weights_header(content), layers, r)
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError) as error:
@@ -223,16 +223,22 @@ def read_weights(
     return tensors
 
 
-def _weights_header(content: bytes) -> dict[str, Any]:
-    """The JSON in front of the tensors: its length in eight bytes, then its text."""
-    if not 8 < len(content) <= MAX_WEIGHTS:
-        raise ArtifactError(f"{WEIGHTS} must be at most {MAX_WEIGHTS >> 20} MB, and not empty")
+def weights_header(content: bytes, most: int = MAX_WEIGHTS, file: str = WEIGHTS) -> dict[str, Any]:
+    """The JSON in front of the tensors: its length in eight bytes, then its text. Raises ArtifactError.
+
+    Args:
+        content: of a safetensors file.
+        most: bytes that it may have.
+        file: its name, for the message.
+    """
+    if not 8 < len(content) <= most:
+        raise ArtifactError(f"{file} must be at most {most >> 20} MB, and not empty")
     (size,) = struct.unpack("<Q", content[:8])
     if size > min(MAX_HEADER, len(content) - 8):
-        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
-    header = _json(content[8 : 8 + size], WEIGHTS)
+        raise ArtifactError(f"{file} is not a safetensors file")
+    header = read_json(content[8 : 8 + size], file)
     if not isinstance(header, dict):
-        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
+        raise ArtifactError(f"{file} is not a safetensors file")
     return header
 
 
@@ -270,7 +276,7 @@ def read_claims(content: bytes | None) -> Claims:
     """Read metrics.jsonl: one row an update, from 0 on, the first and the last evaluated. Raises ArtifactError."""
     if content is None or len(content) > MAX_TEXT:
         raise ArtifactError(f"{METRICS} is missing, or too large")
-    rows = [_json(line, METRICS) for line in content.splitlines()]
+    rows = [read_json(line, METRICS) for line in content.splitlines()]
     if not all(isinstance(row, dict) for row in rows) or [
         row.get("update") for row in rows
     ] != list(range(len(rows))):

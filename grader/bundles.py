@@ -14,7 +14,6 @@ import itertools
 import json
 import math
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +25,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from grader.adapters import ONE_AT_A_TIME, ArtifactError, _json, deviation, fresh_task
+from grader.adapters import (
+    ONE_AT_A_TIME,
+    ArtifactError,
+    deviation,
+    fresh_task,
+    read_json,
+    weights_header,
+)
 from minigrpo.files import METRICS
 from minigrpo.llm.evaluation import evaluate
 from minigrpo.llm.models import load_model
@@ -39,7 +45,6 @@ FILES = (RUNS, WEIGHTS)  # that a student hands in
 MAX_MANIFEST, MAX_METRICS = 256 << 10, 1 << 20  # bytes of one run
 MAX_CHECKPOINT = 64 << 20  # bytes of the file that is packed
 MAX_RUNS, MAX_WEIGHTS = 8 << 20, 16 << 20  # bytes of what is handed in
-MAX_HEADER = 1 << 20  # bytes of the JSON in front of the tensors
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a run's folder
 OBJECTIVES = ("grpo", "lambda_grpo")
 PAIRS = 3
@@ -173,7 +178,7 @@ def read_runs(contents: Mapping[str, bytes | None]) -> list[Run]:
         raise ArtifactError(f"{RUNS} is missing: {HOW}")
     if len(content) > MAX_RUNS:
         raise ArtifactError(f"{RUNS} is larger than {MAX_RUNS >> 20} MiB: {HOW}")
-    found = _json(content, RUNS)
+    found = read_json(content, RUNS)
     if not isinstance(found, dict) or not all(NAME.fullmatch(name) for name in found):
         raise ArtifactError(f"{RUNS} must hold runs by name: {HOW}")
     if len(found) != 2 * PAIRS:
@@ -212,7 +217,7 @@ def read_manifest(text: str) -> tuple[Settings, tuple[int, ...]]:
     """The settings of a run, and the updates at which it went on. Raises ArtifactError."""
     if len(text) > MAX_MANIFEST:
         raise ArtifactError(f"{MANIFEST} is too large")
-    found = _json(text.encode(errors="replace"), MANIFEST)
+    found = read_json(text.encode(errors="replace"), MANIFEST)
     saved = found.get("settings") if isinstance(found, dict) else None
     names = {field.name for field in dataclasses.fields(Settings)}
     if not isinstance(saved, dict) or set(saved) != names:
@@ -263,7 +268,7 @@ def read_metrics(text: str, settings: Settings) -> tuple[float, float]:
     lines = text.removesuffix("\n").split("\n")
     if len(lines) > 10 * UPDATES[-1]:
         raise ArtifactError(f"{METRICS} holds {len(lines)} lines, more than a run has updates")
-    rows = [_json(line.encode(errors="replace"), METRICS) for line in lines]
+    rows = [read_json(line.encode(errors="replace"), METRICS) for line in lines]
     for row in rows:
         if not isinstance(row, dict) or not all(_is_number(row.get(name)) for name in NEEDED):
             raise ArtifactError(f"{METRICS} must hold rows of a run, with {', '.join(NEEDED)}")
@@ -295,7 +300,7 @@ def read_weights(content: bytes | None, names: list[str]) -> dict[str, Mapping[s
     """
     if content is None:
         raise ArtifactError(f"{WEIGHTS} is missing: {HOW}")
-    header = _header(content)
+    header = weights_header(content, MAX_WEIGHTS, WEIGHTS)
     shapes = {name: list(weight.shape) for name, weight in first_weights().items()}
     wanted = {f"{run}/{name}": shape for run in names for name, shape in shapes.items()}
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -325,19 +330,6 @@ def _weights_of(
         if not weight.isfinite().all() or weight.abs().max() > LARGEST:
             return f"{name} holds NaN, infinity or a number above {LARGEST:g}"
     return found
-
-
-def _header(content: bytes) -> dict[str, Any]:
-    """The JSON in front of the tensors. Raises ArtifactError."""
-    if not 8 < len(content) <= MAX_WEIGHTS:
-        raise ArtifactError(f"{WEIGHTS} must be at most {MAX_WEIGHTS >> 20} MiB, and not empty")
-    (size,) = struct.unpack("<Q", content[:8])
-    if size > min(MAX_HEADER, len(content) - 8):
-        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
-    header = _json(content[8 : 8 + size], WEIGHTS)
-    if not isinstance(header, dict):
-        raise ArtifactError(f"{WEIGHTS} is not a safetensors file")
-    return header
 
 
 @cache
